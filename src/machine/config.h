@@ -1,0 +1,79 @@
+#pragma once
+
+// Config: everything a machine is made from. Filled by the command line and the JSON file alike (src/api/config.h), or by an embedder.
+// Plain values; defaults are those of `postern run`. Sizes are bytes. Machine::Create validates it and names the field that is wrong.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace postern {
+
+struct MemoryConfig {
+  std::uint64_t size = std::uint64_t{512} << 20;  // a multiple of the page size below
+  std::uint64_t hugepages = 0;                    // 0, 2 MiB or 1 GiB: take RAM from the host's reserved huge pages
+  bool shared = false;                            // a memfd mapped shared, for backends in other processes
+  bool prefault = false;                          // touch all pages before the guest starts
+  bool thp = false;                               // ask for transparent huge pages
+  bool mergeable = false;                         // offer pages to KSM
+};
+
+struct DiskConfig {
+  enum class Cache : std::uint8_t { kWriteback, kWritethrough, kUnsafe };
+  enum class Engine : std::uint8_t { kAuto, kIoUring, kSync };
+  std::string id;      // default: disk0, disk1, ...
+  std::string path;    // raw image file or block device
+  bool readonly = false;
+  bool direct = false;  // O_DIRECT
+  Cache cache = Cache::kWriteback;
+  Engine engine = Engine::kAuto;
+  std::string serial;  // at most 20 bytes; default: the id
+  std::uint16_t queues = 1;
+  std::uint16_t queue_size = 256;
+};
+
+struct NetConfig {
+  std::string id;   // default: net0, net1, ...
+  std::string tap;  // interface name; created for the life of the machine if it does not exist
+  int fd = -1;      // or an open TAP descriptor
+  std::string mac;  // default: random, locally administered
+  std::uint16_t mtu = 0;         // 0: not told to the guest
+  std::uint16_t queue_pairs = 1;
+  std::uint16_t queue_size = 256;
+  bool offload = true;           // checksum and segmentation offloads
+};
+
+struct VsockConfig {
+  std::uint64_t cid = 3;  // 3 .. 2^32 - 2
+  std::string socket;     // host side: connect here and say "CONNECT port"; the guest's own connections go to socket_PORT
+};
+
+// Where a console's or the serial port's bytes go.
+struct ConsoleConfig {
+  enum class Mode : std::uint8_t { kOff, kStdio, kPty, kFile, kSocket, kNull };
+  Mode mode = Mode::kOff;
+  std::string path;  // kFile, kSocket
+};
+
+enum class Transport : std::uint8_t { kPci, kMmio };
+
+struct Config {
+  std::string kernel;   // bzImage or ELF; empty: the built-in guest
+  std::string initrd;
+  std::string cmdline;  // appended after what the machine itself adds
+  std::uint32_t cpus = 1;
+  MemoryConfig memory;
+  std::vector<DiskConfig> disks;
+  std::vector<NetConfig> nets;
+  std::optional<VsockConfig> vsock;
+  ConsoleConfig console{ConsoleConfig::Mode::kStdio, {}};
+  ConsoleConfig serial;
+  bool rng = true;
+  Transport transport = Transport::kPci;
+  std::uint32_t io_threads = 1;
+  bool pit = false;
+  std::string metrics;  // JSON, written when the machine ends and when asked for; empty: none
+};
+
+}  // namespace postern

@@ -193,11 +193,11 @@ Result<void> Vm::CommitRoutes() {
   const std::size_t count = kIoApicPins + 16 + routes_.size();
   std::vector<std::uint64_t> buffer((sizeof(kvm_irq_routing) + count * sizeof(kvm_irq_routing_entry)) / 8 + 1);
   std::byte* at = std::as_writable_bytes(std::span(buffer)).data() + sizeof(kvm_irq_routing);
-  kvm_irq_routing header{};
+  std::uint32_t entries = 0;
   const auto append = [&](const kvm_irq_routing_entry& entry) {
     std::memcpy(at, &entry, sizeof(entry));
     at += sizeof(entry);
-    ++header.nr;
+    ++entries;
   };
   for (std::uint32_t pin = 0; pin < kIoApicPins; ++pin) {
     kvm_irq_routing_entry entry{};
@@ -222,6 +222,8 @@ Result<void> Vm::CommitRoutes() {
     entry.u.msi.data = routes_[i].message.data;
     append(entry);
   }
+  kvm_irq_routing header{};
+  header.nr = entries;
   std::memcpy(buffer.data(), &header, sizeof(header));
   route_commits_.Add();
   if (ioctl(fd_.get(), KVM_SET_GSI_ROUTING, buffer.data()) < 0) return SysError("KVM_SET_GSI_ROUTING");

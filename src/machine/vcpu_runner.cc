@@ -1,0 +1,168 @@
+#include "src/machine/vcpu_runner.h"
+
+#include <pthread.h>
+
+#include <array>
+#include <string>
+
+#include <fmt/format.h>
+
+#include "src/base/failure.h"
+
+namespace postern {
+namespace {
+
+// Up to 15 bytes, the longest an x86 instruction can be, at the guest's RIP.
+std::string InstructionBytes(const kvm::Vcpu& vcpu, const memory::MemoryMap& memory, std::uint64_t rip) {
+  std::vector<std::uint8_t> bytes = vcpu.EmulationBytes();
+  if (bytes.empty()) {
+    const Result<std::uint64_t> physical = vcpu.Translate(rip);
+    if (!physical) return "(not readable)";
+    const memory::GuestMemoryPtr snapshot = memory.Snapshot();
+    const Result<memory::GuestView> view = snapshot->ViewRun(memory::Gpa(*physical), 15, memory::Access::kRead);
+    if (!view) return "(not in RAM)";
+    bytes.resize(view->size());
+    if (!view->CopyOut(0, std::as_writable_bytes(std::span(bytes)))) return "(not readable)";
+  }
+  std::string text;
+  for (const std::uint8_t byte : bytes) text += fmt::format("{}{:02x}", text.empty() ? "" : " ", byte);
+  return text;
+}
+
+}  // namespace
+
+VcpuRunner::VcpuRunner(std::unique_ptr<kvm::Vcpu> vcpu, bus::Bus& mmio, bus::Bus& ports,
+                       const memory::MemoryMap& memory, std::function<void(ExitReport)> end)
+    : vcpu_(std::move(vcpu)), mmio_(mmio), ports_(ports), memory_(memory), end_(std::move(end)) {}
+
+VcpuRunner::~VcpuRunner() { Stop(); }
+
+void VcpuRunner::Start() {
+  thread_ = std::thread([this] {
+    const std::string name = fmt::format("vcpu{}", vcpu_->id());
+    pthread_setname_np(pthread_self(), name.c_str());
+    vcpu_->BindThread();
+    Loop();
+  });
+}
+
+void VcpuRunner::Stop() {
+  if (!thread_.joinable()) return;
+  {
+    MutexLock lock(mutex_);
+    want_.store(Want::kStop);
+    changed_.notify_all();
+  }
+  vcpu_->Kick();
+  thread_.join();
+}
+
+void VcpuRunner::Pause() {
+  if (!thread_.joinable()) return;
+  MutexLock lock(mutex_);
+  Want running = Want::kRun;
+  if (!want_.compare_exchange_strong(running, Want::kPause)) return;
+  vcpu_->Kick();
+  while (!paused_) changed_.wait(mutex_);
+}
+
+void VcpuRunner::Resume() {
+  MutexLock lock(mutex_);
+  Want paused = Want::kPause;
+  if (!want_.compare_exchange_strong(paused, Want::kRun)) return;
+  changed_.notify_all();
+}
+
+bool VcpuRunner::Obey() {
+  if (want_.load() == Want::kRun) return true;
+  MutexLock lock(mutex_);
+  paused_ = true;
+  changed_.notify_all();
+  while (want_.load() == Want::kPause) changed_.wait(mutex_);
+  paused_ = false;
+  return want_.load() == Want::kRun;
+}
+
+void VcpuRunner::Loop() {
+  // A vCPU that ended still answers Pause, until Stop.
+  std::unique_ptr<ExitReport> ended;
+  while (Obey() && ended == nullptr) {
+    const Result<kvm::Exit> exit = vcpu_->Run();
+    if (!exit) {
+      ended = std::make_unique<ExitReport>(
+          ExitReport{ExitReport::Reason::kHostError, fmt::format("vCPU {}: {}", vcpu_->id(), Describe(exit.error()))});
+    } else {
+      ended = Handle(*exit);
+    }
+  }
+  if (ended == nullptr) return;
+  end_(std::move(*ended));
+  MutexLock lock(mutex_);
+  paused_ = true;
+  changed_.notify_all();
+  while (want_.load() != Want::kStop) changed_.wait(mutex_);
+}
+
+std::unique_ptr<ExitReport> VcpuRunner::Handle(const kvm::Exit& exit) {
+  using Kind = kvm::Exit::Kind;
+  switch (exit.kind) {
+    case Kind::kMmio:
+      if (exit.write) {
+        mmio_.Write(exit.address, exit.data);
+      } else {
+        mmio_.Read(exit.address, exit.data);
+      }
+      return nullptr;
+    case Kind::kPortIo:
+      PortIo(exit);
+      return nullptr;
+    case Kind::kInterrupted:
+      return nullptr;
+    case Kind::kPowerOff:
+      return std::make_unique<ExitReport>(ExitReport{ExitReport::Reason::kPowerOff, {}});
+    case Kind::kReset:
+      return std::make_unique<ExitReport>(ExitReport{ExitReport::Reason::kReset, {}});
+    default:
+      return std::make_unique<ExitReport>(Died(exit));
+  }
+}
+
+void VcpuRunner::PortIo(const kvm::Exit& exit) {
+  // A string instruction exits once for `count` elements of equal width.
+  if (exit.count == 0) return;
+  const std::size_t width = exit.data.size() / exit.count;
+  for (std::size_t at = 0; at < exit.data.size(); at += width) {
+    if (exit.write) {
+      ports_.Write(exit.address, exit.data.subspan(at, width));
+    } else {
+      ports_.Read(exit.address, exit.data.subspan(at, width));
+    }
+  }
+}
+
+ExitReport VcpuRunner::Died(const kvm::Exit& exit) const {
+  using Kind = kvm::Exit::Kind;
+  ExitReport report;
+  report.reason = exit.kind == Kind::kShutdown ? ExitReport::Reason::kTripleFault : ExitReport::Reason::kInternalError;
+  std::string what;
+  switch (exit.kind) {
+    case Kind::kShutdown:
+      what = "triple fault";
+      break;
+    case Kind::kInternalError:
+      what = exit.reason == 1 ? "KVM internal error: emulation failure" : fmt::format("KVM internal error, suberror {}", exit.reason);
+      break;
+    case Kind::kFailedEntry:
+      what = fmt::format("KVM could not enter the guest, hardware reason {:#x}", exit.reason);
+      break;
+    default:
+      what = fmt::format("KVM exit reason {} that this machine does not handle", exit.reason);
+  }
+  const Result<x86_64::Regs> regs = vcpu_->GetRegs();
+  const std::uint64_t rip = regs ? regs->rip : 0;
+  report.text = fmt::format("vCPU {}: {} at rip {:#x}, instruction bytes {}", vcpu_->id(), what, rip,
+                            InstructionBytes(*vcpu_, memory_, rip));
+  return report;
+}
+
+}  // namespace postern

@@ -1,0 +1,59 @@
+#pragma once
+
+// VcpuRunner: the thread of one vCPU: enters the guest, carries out what it exits for on the buses, and reports how it ended.
+// Ownership: borrows the buses and the end callback; they outlive it. Threads: Start, Stop and Pause from the control thread.
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include "src/base/mutex.h"
+#include "src/bus/bus.h"
+#include "src/kvm/vcpu.h"
+#include "src/machine/exit_report.h"
+#include "src/memory/guest_memory.h"
+
+namespace postern {
+
+class VcpuRunner {
+ public:
+  // `end` is called on the vCPU's thread, at most once, when the guest cannot go on from here.
+  VcpuRunner(std::unique_ptr<kvm::Vcpu> vcpu, bus::Bus& mmio, bus::Bus& ports, const memory::MemoryMap& memory,
+             std::function<void(ExitReport)> end);
+  ~VcpuRunner();
+
+  void Start();
+  // Leaves the guest and joins the thread. Idempotent.
+  void Stop();
+  // Pause returns when the vCPU is out of the guest and will not enter it before Resume.
+  void Pause();
+  void Resume();
+
+  [[nodiscard]] kvm::Vcpu& vcpu() { return *vcpu_; }
+  [[nodiscard]] const kvm::Vcpu& vcpu() const { return *vcpu_; }
+
+ private:
+  enum class Want : std::uint8_t { kRun, kPause, kStop };
+  void Loop();
+  // False when the loop is to end.
+  bool Obey();
+  // Nothing, or why the guest cannot go on.
+  std::unique_ptr<ExitReport> Handle(const kvm::Exit& exit);
+  void PortIo(const kvm::Exit& exit);
+  [[nodiscard]] ExitReport Died(const kvm::Exit& exit) const;
+
+  std::unique_ptr<kvm::Vcpu> vcpu_;
+  bus::Bus& mmio_;
+  bus::Bus& ports_;
+  const memory::MemoryMap& memory_;
+  std::function<void(ExitReport)> end_;
+  std::thread thread_;
+  std::atomic<Want> want_{Want::kRun};
+  Mutex mutex_;
+  std::condition_variable_any changed_;
+  bool paused_ GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace postern

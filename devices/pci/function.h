@@ -1,0 +1,121 @@
+#pragma once
+
+// PciFunction: one PCI function: its config space, its BARs and its MSI-X table, and the reactions every function has in common: BARs are
+// decoded as COMMAND and their registers say, MSI-X follows message control.
+//
+//   class Vdev final : public pci::PciFunction {
+//     Vdev() : PciFunction("vdev0", {...}) {}
+//     Result<void> Init() { TRY(AddBar(0, TRY(Bar::Create(...)))); TRY(AddMsix(std::move(table), 0, 0x3000, 0x4000)); ... }
+//   };
+//   Bdf where = TRY(root.Add(*vdev));
+//
+// Moving: a BAR register written while decoding is on takes effect at once: the old range is unmapped, the new one mapped. A place that is
+// taken, outside the windows, or 0 leaves the BAR unmapped until its register or COMMAND changes again; that is counted and logged.
+// Ownership: the creator owns it and removes it from its root before destroying it. Threads: one lock for all of it, also held while BAR
+// handlers run; the root takes it for config accesses. Lock order: root, function, then leaves (bus, BarSpace, MsixTable, platform).
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "devices/pci/bar.h"
+#include "devices/pci/bar_space.h"
+#include "devices/pci/bdf.h"
+#include "devices/pci/config_space.h"
+#include "devices/pci/msix.h"
+#include "src/base/counters.h"
+#include "src/base/mutex.h"
+#include "src/base/result.h"
+
+namespace postern::pci {
+
+struct FunctionState {
+  ConfigState config;
+  std::optional<MsixState> msix;
+};
+
+class PciFunction {
+ public:
+  PciFunction(std::string name, const Identity& identity) : name_(std::move(name)), config_(identity) {}
+  virtual ~PciFunction();
+  PciFunction(const PciFunction&) = delete;
+  PciFunction& operator=(const PciFunction&) = delete;
+
+  [[nodiscard]] Mutex& lock() RETURN_CAPABILITY(lock_) { return lock_; }
+  [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] ConfigSpace& config() { return config_; }
+  [[nodiscard]] const ConfigSpace& config() const { return config_; }
+  // By register index; the upper half of a 64-bit BAR is empty.
+  [[nodiscard]] std::span<const std::optional<Bar>> bars() const { return bars_; }
+  [[nodiscard]] MsixTable* msix() { return msix_.get(); }
+  // What the BAR's register says, decoded or not; 0 for an empty index.
+  [[nodiscard]] std::uint64_t BarAddress(std::size_t index) const;
+
+  // --- by the root ---
+  // From now on BARs are decoded in `space`.
+  void Attach(BarSpace& space, Bdf where) REQUIRES(lock_);
+  // Unmaps everything.
+  void Detach() REQUIRES(lock_);
+  // Before boot, as firmware would: the register after reset and now. `address` is aligned to the BAR's size.
+  void PlaceBar(std::size_t index, std::uint64_t address) REQUIRES(lock_);
+  void ReadConfig(std::uint32_t offset, std::span<std::byte> data) REQUIRES(lock_);
+  void WriteConfig(std::uint32_t offset, std::span<const std::byte> data) REQUIRES(lock_);
+
+  // Function reset: decoding off, registers as after power-on with BARs at 0 (as placed, if the monitor placed them), vectors masked.
+  void Reset() REQUIRES(lock_);
+  [[nodiscard]] FunctionState SaveFunction() REQUIRES(lock_);
+  // Refuses (kBadFormat) what SaveFunction of the same kind of function could not have given; BARs are then decoded as the state says.
+  [[nodiscard]] Result<void> RestoreFunction(const FunctionState& state) REQUIRES(lock_);
+  virtual void ReportCounters(CounterSink& sink) const;
+
+ protected:
+  // Set-up, before the function is attached. kInvalidArgument: index taken, no room for the upper half of a 64-bit BAR, tables outside
+  // the BAR.
+  [[nodiscard]] Result<void> AddBar(std::size_t index, Bar bar);
+  [[nodiscard]] Result<void> AddMsix(std::unique_ptr<MsixTable> table, std::uint8_t bar, std::uint32_t table_offset,
+                                     std::uint32_t pba_offset);
+
+  // --- hooks, with the lock held; offset and width were accepted ---
+  // `data` holds this space's value; the hook may replace bytes of it.
+  virtual void OnConfigRead(std::uint32_t offset, std::span<std::byte> data) {
+    (void)offset;
+    (void)data;
+  }
+  // Before the space takes the bytes; and after it did and all common reactions ran.
+  virtual void OnConfigWrite(std::uint32_t offset, std::span<const std::byte> data) {
+    (void)offset;
+    (void)data;
+  }
+  virtual void OnConfigWritten(std::uint32_t offset, std::span<const std::byte> data) {
+    (void)offset;
+    (void)data;
+  }
+  // Memory decoding goes on (called before the BARs are mapped) or off (after they were unmapped).
+  virtual void OnMemoryDecode(bool on) { (void)on; }
+  // Part of Reset, after decoding went off.
+  virtual void OnReset() {}
+
+ private:
+  void UpdateDecoding();
+  void UpdateMsix();
+  [[nodiscard]] std::optional<std::uint64_t> Wanted(std::size_t index) const;
+
+  Mutex lock_;
+  const std::string name_;
+  ConfigSpace config_;
+  std::array<std::optional<Bar>, kBarCount> bars_;
+  std::unique_ptr<MsixTable> msix_;
+  std::uint32_t msix_capability_ = 0;
+  BarSpace* space_ = nullptr;
+  Bdf bdf_;
+  bool decoding_ = false;
+  // The address each BAR was last refused at, so that one refusal is tried and counted once.
+  std::array<std::optional<std::uint64_t>, kBarCount> refused_at_;
+  Counter config_reads_, config_writes_, config_refused_, bar_maps_, bar_refusals_;
+};
+
+}  // namespace postern::pci

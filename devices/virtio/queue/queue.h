@@ -1,13 +1,14 @@
 #pragma once
 
-// Queue: the device side of one split virtqueue (VIRTIO 1.2, 2.7), with INDIRECT_DESC and EVENT_IDX.
+// Queue: the device side of one split virtqueue (VIRTIO 1.2, 2.7), with INDIRECT_DESC and
+// EVENT_IDX.
 //
 //   void Rng::OnQueue(Queue& queue) {
 //     do {
 //       while (true) {
 //         Result<std::optional<Chain>> next = queue.Pop();
-//         if (!next) return NeedsReset(next.error());   // the driver broke a rule: the device stops until it is reset
-//         if (!*next) break;                            // nothing to do
+//         if (!next) return NeedsReset(next.error());   // the driver broke a rule: the device
+//         stops until it is reset if (!*next) break;                            // nothing to do
 //         Chain& chain = **next;
 //         chain.Complete(Fill(chain.writer()));
 //       }
@@ -15,15 +16,16 @@
 //     } while (queue.EnableKicks());                    // more arrived in between
 //   }
 //
-// Pop checks a chain as a whole before a device sees it: head and next below the queue size, at most queue-size descriptors,
-// readable before writable, every region in RAM, total length below 2^32, no unknown flags, one level of indirection
-// (2.7.5.3). A chain that breaks a rule is consumed (never put back) and is an Error, of code kGuestProtocol or kGuestRange. An
-// available index that jumped is an Error at every Pop until the reset.
+// Pop checks a chain as a whole before a device sees it: head and next below the queue size, at
+// most queue-size descriptors, readable before writable, every region in RAM, total length below
+// 2^32, no unknown flags, one level of indirection (2.7.5.3). A chain that breaks a rule is
+// consumed (never put back) and is an Error, of code kGuestProtocol or kGuestRange. An available
+// index that jumped is an Error at every Pop until the reset.
 //
-// Ownership: a device owns its queues while it is active (Resources in device.h). A Queue may move while chains are out.
-// Threads: one owner at a time: the transport configures it, then the device's loop thread uses it.
-// Source of semantics: rust-vmm virtio-queue; state fields carry its names. Differences: an error is not the end of a chain;
-// VIRTQ_AVAIL_F_NO_INTERRUPT is honoured.
+// Ownership: a device owns its queues while it is active (Resources in device.h). A Queue may move
+// while chains are out. Threads: one owner at a time: the transport configures it, then the
+// device's loop thread uses it. Source of semantics: rust-vmm virtio-queue; state fields carry its
+// names. Differences: an error is not the end of a chain; VIRTQ_AVAIL_F_NO_INTERRUPT is honoured.
 
 #include <cstdint>
 #include <functional>
@@ -35,7 +37,8 @@
 
 namespace postern::virtio {
 
-// What the driver configured, and where the device is: saved state. Names and order are virtio-queue's QueueState.
+// What the driver configured, and where the device is: saved state. Names and order are
+// virtio-queue's QueueState.
 struct QueueState {
   std::uint16_t max_size = 0;
   std::uint16_t next_avail = 0;
@@ -52,7 +55,8 @@ class Queue {
  public:
   // A power of two in 1..32768, else kInvalidArgument.
   [[nodiscard]] static Result<Queue> Create(std::uint16_t max_size);
-  // Validates as if the driver had set each value. A restored active queue is activated again with Activate.
+  // Validates as if the driver had set each value. A restored active queue is activated again with
+  // Activate.
   [[nodiscard]] static Result<Queue> FromState(const QueueState& state);
   Queue(Queue&&) noexcept;
   Queue& operator=(Queue&&) noexcept;
@@ -62,7 +66,8 @@ class Queue {
   [[nodiscard]] const QueueState& state() const;
   // False (and nothing changes) for a size that is 0, above max_size or no power of two.
   bool SetSize(std::uint16_t size);
-  // False (and nothing changes) when misaligned: descriptor table 16, available ring 2, used ring 4 bytes (2.7).
+  // False (and nothing changes) when misaligned: descriptor table 16, available ring 2, used ring 4
+  // bytes (2.7).
   bool SetDescTable(std::uint64_t address);
   bool SetAvailRing(std::uint64_t address);
   bool SetUsedRing(std::uint64_t address);
@@ -71,8 +76,9 @@ class Queue {
   // Back to the state after Create. Chains still out become orphans: completing them does nothing.
   void Reset();
 
-  // Checks that the queue is ready and that the three rings lie in RAM, apart from each other (kGuestProtocol, kGuestRange), and keeps
-  // views on them. `interrupt` is called by NotifyIfNeeded. Continues from state().next_avail and next_used.
+  // Checks that the queue is ready and that the three rings lie in RAM, apart from each other
+  // (kGuestProtocol, kGuestRange), and keeps views on them. `interrupt` is called by
+  // NotifyIfNeeded. Continues from state().next_avail and next_used.
   [[nodiscard]] Result<void> Activate(memory::GuestMemoryPtr memory, bool indirect_desc,
                                       std::function<void()> interrupt);
   [[nodiscard]] bool active() const;
@@ -82,10 +88,12 @@ class Queue {
   [[nodiscard]] Result<std::optional<Chain>> Pop();
   // True when the driver has put something on the available ring that was not popped yet.
   [[nodiscard]] bool HasWork() const;
-  // Asks the driver not to kick (a hint). EnableKicks asks for kicks again and returns true if work arrived meanwhile: pop again.
+  // Asks the driver not to kick (a hint). EnableKicks asks for kicks again and returns true if work
+  // arrived meanwhile: pop again.
   void DisableKicks();
   [[nodiscard]] bool EnableKicks();
-  // Interrupts if chains were completed since the last call and the driver wants to know (2.7.7, 2.7.10).
+  // Interrupts if chains were completed since the last call and the driver wants to know
+  // (2.7.7, 2.7.10).
   void NotifyIfNeeded();
   // After a restore: the driver may wait for an interrupt whose state was not saved.
   void NotifyAlways();

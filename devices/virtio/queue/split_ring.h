@@ -1,7 +1,7 @@
 #pragma once
 
-// The memory layout of a split virtqueue (VIRTIO 1.2, 2.7.5 to 2.7.8), shared by the device side (queue.h) and the driver side of
-// the tests. Layout alone, no logic.
+// The memory layout of a split virtqueue (VIRTIO 1.2, 2.7.5 to 2.7.8), shared by the device side
+// (queue.h) and the driver side of the tests. Layout alone, no logic.
 
 #include <cstddef>
 #include <cstdint>
@@ -39,9 +39,14 @@ static_assert(sizeof(UsedElem) == 8);
 
 constexpr std::uint16_t kMaxQueueSize = 32768;
 
-// 2.7: sizes and alignments of the three parts. `event` counts the trailing event field, which only EVENT_IDX uses.
-constexpr std::size_t DescTableBytes(std::uint16_t size) { return sizeof(Descriptor) * size; }
-constexpr std::size_t UsedEventOffset(std::uint16_t size) { return kRingEntries + sizeof(le16) * size; }
+// 2.7: sizes and alignments of the three parts. `event` counts the trailing event field, which only
+// EVENT_IDX uses.
+constexpr std::size_t DescTableBytes(std::uint16_t size) {
+  return sizeof(Descriptor) * size;
+}
+constexpr std::size_t UsedEventOffset(std::uint16_t size) {
+  return kRingEntries + sizeof(le16) * size;
+}
 constexpr std::size_t AvailRingBytes(std::uint16_t size, bool event) {
   return UsedEventOffset(size) + (event ? sizeof(le16) : 0);
 }

@@ -1,0 +1,195 @@
+// The ways into the probe: 32-bit PVH, the 64-bit Linux boot protocol, start-up of the other processors, interrupts.
+
+#define CODE64 0x08
+#define DATA   0x10
+#define CODE32 0x18
+
+// Xen ELF note 18, PHYS32_ENTRY: a loader that finds it starts the image by the PVH protocol
+// (xen/include/public/elfnote.h; the machine state is in docs/misc/pvh.pandoc).
+    .section .note.Xen, "a", @note
+    .align 4
+    .long 4
+    .long 8
+    .long 18
+    .asciz "Xen"
+    .quad ProbePvhEntry
+
+// ------------------------------------------------------------------------------------------------
+// PVH: 32-bit protected mode, flat segments, paging off, %ebx = struct hvm_start_info, no stack.
+    .section .text.entry, "ax"
+    .code32
+    .globl ProbePvhEntry
+ProbePvhEntry:
+    cli
+    cld
+    // The tables live in .bss, which the loader has zeroed. The first 4 MiB hold the whole image; everything else is mapped
+    // when it is first used (paging.h), so that starting costs a handful of instructions rather than thousands of stores.
+    movl $(kPageTableRoot), %eax
+    movl $(kPageTablePdpt + 3), (%eax)
+    movl $(kPageTablePd + 3), kPageTablePdpt
+    movl $0x83, kPageTablePd
+    movl $0x200083, kPageTablePd + 8
+    movl %eax, %cr3
+    movl $1, %edi                       // BootProtocol::kPvh
+    movl %ebx, %esi
+    movl $ProbeLongMode, %ebp
+    jmp EnterLongMode
+
+// Shared by the boot processor and the others: page tables loaded into %cr3, where to go in %ebp; %edi and %esi survive.
+EnterLongMode:
+    movl $0x20, %eax                    // CR4.PAE
+    movl %eax, %cr4
+    movl $0xc0000080, %ecx              // IA32_EFER.LME
+    rdmsr
+    orl $0x100, %eax
+    wrmsr
+    movl $0x80010031, %eax              // CR0: PG WP NE ET PE
+    movl %eax, %cr0
+    lgdt GdtPointer
+    ljmp $CODE64, $1f
+    .code64
+1:  movl $DATA, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    movl %ebp, %eax
+    jmp *%rax
+
+ProbeLongMode:
+    movl $BootStackTop, %esp
+    call ProbeMain
+1:  cli
+    hlt
+    jmp 1b
+
+// The 64-bit Linux boot protocol (ELF e_entry): long mode, identity map, %rsi = boot_params.
+    .globl ProbeLinux64Entry
+ProbeLinux64Entry:
+    cli
+    cld
+    movl $kPageTablePdpt + 3, %eax
+    movq %rax, kPageTableRoot
+    movl $kPageTablePd + 3, %eax
+    movq %rax, kPageTablePdpt
+    movq $0x83, kPageTablePd
+    movq $0x200083, kPageTablePd + 8
+    movl $BootStackTop, %esp
+    lgdt GdtPointer
+    pushq $CODE64
+    pushq $1f
+    lretq
+1:  movl $kPageTableRoot, %eax
+    movq %rax, %cr3
+    movl $DATA, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    movl $2, %edi                       // BootProtocol::kLinux64
+    jmp ProbeLongMode
+
+// ------------------------------------------------------------------------------------------------
+// The other processors. A start-up IPI begins in real mode at vector << 12, so these bytes are copied to a page below 1 MiB
+// and may refer to themselves only by offsets within it.
+    .globl kApTrampoline, kApTrampolineEnd
+    .code16
+kApTrampoline:
+    cli
+    cld
+    movw %cs, %ax
+    movw %ax, %ds
+    lgdtl (TrampolineGdt - kApTrampoline)
+    movl %cr0, %eax
+    orl $1, %eax
+    movl %eax, %cr0
+    ljmpl $CODE32, $ApProtectedMode
+TrampolineGdt:
+    .word GdtEnd - Gdt - 1
+    .long Gdt
+kApTrampolineEnd:
+
+    .code32
+ApProtectedMode:
+    movl $DATA, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    movl $kPageTableRoot, %eax
+    movl %eax, %cr3
+    movl $ApLongMode, %ebp
+    jmp EnterLongMode
+    .code64
+ApLongMode:
+    // The boot processor starts the others one by one, so one slot is enough.
+    movq g_ap_stack_top, %rsp
+    movl g_ap_index, %edi
+    call ApMain
+1:  cli
+    hlt
+    jmp 1b
+
+// ------------------------------------------------------------------------------------------------
+// Interrupts. Every stub leaves {vector, error code} on the stack; stubs are 16 bytes apart so that a gate's address is arithmetic.
+    .align 16
+    .globl kInterruptStubs
+kInterruptStubs:
+vector = 0
+    .rept 256
+    .align 16
+    // Vectors 8, 10-14, 17, 21, 29, 30: the processor pushes an error code itself.
+    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    pushq $0
+    .endif
+    pushq $vector
+    jmp InterruptCommon
+vector = vector + 1
+    .endr
+
+InterruptCommon:
+    pushq %rax
+    pushq %rcx
+    pushq %rdx
+    pushq %rsi
+    pushq %rdi
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    cld
+    movq %rsp, %rdi
+    call OnInterrupt
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rdi
+    popq %rsi
+    popq %rdx
+    popq %rcx
+    popq %rax
+    addq $16, %rsp
+    iretq
+
+// ------------------------------------------------------------------------------------------------
+    .section .data.gdt, "aw"
+    .align 8
+Gdt:
+    .quad 0
+    .quad 0x00af9b000000ffff            // CODE64
+    .quad 0x00cf93000000ffff            // DATA
+    .quad 0x00cf9b000000ffff            // CODE32
+GdtEnd:
+GdtPointer:
+    .word GdtEnd - Gdt - 1
+    .quad Gdt
+
+    .section .bss.tables, "aw", @nobits
+    .align 4096
+    .globl kPageTableRoot, kPageTablePdpt, kPageTablePd
+kPageTableRoot: .skip 4096
+kPageTablePdpt: .skip 4096
+kPageTablePd:   .skip 4096
+    .align 16
+    .skip 16384
+BootStackTop:
+
+    .section .note.GNU-stack, "", @progbits

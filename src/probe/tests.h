@@ -1,0 +1,60 @@
+// What is tested, in the order of the table. To add a device: one file with its driver, one line in kTests (tests.cc).
+#ifndef POSTERN_SRC_PROBE_TESTS_H_
+#define POSTERN_SRC_PROBE_TESTS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "src/probe/pci.h"
+#include "src/probe/report.h"
+#include "src/probe/virtio.h"
+
+namespace postern::probe {
+
+// A part of the machine itself; false if it is not there.
+using MachineTest = bool (*)(Row& row);
+// One virtio device, wherever it is attached.
+using VirtioTest = void (*)(Transport& transport, Row& row);
+// One PCI function that is not virtio.
+using PciTest = void (*)(PciFunction& function, Row& row);
+
+struct Test {
+  std::string_view name;
+  MachineTest machine = nullptr;
+  VirtioTest virtio = nullptr;
+  uint16_t virtio_id = 0;
+  PciTest pci = nullptr;
+  uint32_t pci_id = 0;  // vendor << 16 | device
+};
+
+void RunTests();
+
+// machine_tests.cc
+bool TestCpu(Row& row);
+bool TestAcpi(Row& row);
+bool TestTimer(Row& row);
+bool TestProcessors(Row& row);
+bool TestPci(Row& row);
+bool TestMsix(Row& row);
+
+// One driver per file.
+void TestConsole(Transport& transport, Row& row);
+void TestBlk(Transport& transport, Row& row);
+void TestNet(Transport& transport, Row& row);
+void TestRng(Transport& transport, Row& row);
+void TestVsock(Transport& transport, Row& row);
+
+// Opens the first virtio console for output; nullptr if there is none that works. Its row comes with TestConsole.
+ConsoleWriter OpenConsole();
+
+// The other modes; each prints its own lines. False: the device it needs is missing or failed.
+bool BlkBench();
+bool NetBench();
+bool PioLoop();
+bool MmioLoop();
+bool Hostile();
+
+}  // namespace postern::probe
+
+#endif  // POSTERN_SRC_PROBE_TESTS_H_

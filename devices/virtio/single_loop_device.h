@@ -1,10 +1,12 @@
 #pragma once
 
-// SingleLoopDevice: what every virtio device whose queues all run on one loop thread does alike: holds the resources, watches the
-// kicks, runs the pop-complete-notify loop, turns a driver's protocol error into DEVICE_NEEDS_RESET, and gives all back on reset.
+// SingleLoopDevice: what every virtio device whose queues all run on one loop thread does alike:
+// holds the resources, watches the kicks, runs the pop-complete-notify loop, turns a driver's
+// protocol error into DEVICE_NEEDS_RESET, and gives all back on reset.
 //
 //   class Rng final : public SingleLoopDevice {
-//     void OnChain(std::uint16_t queue, Chain chain) override { chain.Complete(Fill(chain.writer())); }
+//     void OnChain(std::uint16_t queue, Chain chain) override {
+//     chain.Complete(Fill(chain.writer())); }
 //   };
 //
 // Threads: loop thread.
@@ -27,16 +29,19 @@ class SingleLoopDevice : public Device, private EventHandler {
   void ReportCounters(CounterSink& sink) const override;
 
  protected:
-  // A driver's request on `queue`. Complete it now, or keep it and complete it later on this thread followed by Notify(queue).
+  // A driver's request on `queue`. Complete it now, or keep it and complete it later on this thread
+  // followed by Notify(queue).
   virtual void OnChain(std::uint16_t queue, Chain chain) = 0;
-  // Whether the device wants to pop from `queue` now. A device that must wait for its back end (a console without input) says false
-  // and calls Pump(queue) when that changes; the ring is then left alone.
+  // Whether the device wants to pop from `queue` now. A device that must wait for its back end (a
+  // console without input) says false and calls Pump(queue) when that changes; the ring is then
+  // left alone.
   virtual bool WantsChain(std::uint16_t queue) {
     (void)queue;
     return true;
   }
-  // After resources were taken, before any kick is served; and before they are given back: all chains must be completed or dropped by
-  // OnDeactivate / OnQueueReset (in-flight host I/O is waited for or cancelled there: nothing may touch guest memory afterwards).
+  // After resources were taken, before any kick is served; and before they are given back: all
+  // chains must be completed or dropped by OnDeactivate / OnQueueReset (in-flight host I/O is
+  // waited for or cancelled there: nothing may touch guest memory afterwards).
   virtual void OnActivate() {}
   virtual void OnDeactivate() {}
   virtual void OnQueueReset(std::uint16_t queue) { (void)queue; }
@@ -44,7 +49,8 @@ class SingleLoopDevice : public Device, private EventHandler {
   // Pops until the ring is empty or WantsChain is false, then notifies and re-arms kicks.
   void Pump(std::uint16_t queue);
   void Notify(std::uint16_t queue);
-  // Counts, logs at a limited rate, sets DEVICE_NEEDS_RESET, and leaves the rings alone until the reset.
+  // Counts, logs at a limited rate, sets DEVICE_NEEDS_RESET, and leaves the rings alone until the
+  // reset.
   void Broken(const Error& error);
 
   [[nodiscard]] bool active() const { return active_; }
@@ -56,6 +62,7 @@ class SingleLoopDevice : public Device, private EventHandler {
 
  private:
   void OnEvent(int fd, std::uint32_t events) override;
+  void Start(ActiveQueue& queue);
   EventLoop& loop_;
   std::string_view name_;
   Resources resources_;

@@ -46,9 +46,10 @@ class Claim {
 
  private:
   friend class BarSpace;
-  Claim(BarSpace* space, std::uint64_t key) : space_(space), key_(key) {}
+  Claim(BarSpace* space, bool io, std::uint64_t base) : space_(space), io_(io), base_(base) {}
   BarSpace* space_ = nullptr;
-  std::uint64_t key_ = 0;
+  bool io_ = false;
+  std::uint64_t base_ = 0;
 };
 
 class BarSpace {
@@ -74,7 +75,9 @@ class BarSpace {
   bus::PageMapper& pages_;
   bus::Doorbells& doorbells_;
   Mutex mutex_;
-  std::map<std::uint64_t, std::uint64_t> claims_ GUARDED_BY(mutex_);  // key -> size; I/O ranges have bit 63 set in the key
+  using Ranges = std::map<std::uint64_t, std::uint64_t>;  // base -> size
+  Ranges memory_claims_ GUARDED_BY(mutex_);
+  Ranges io_claims_ GUARDED_BY(mutex_);
 };
 
 }  // namespace postern::pci

@@ -69,6 +69,11 @@ class ConfigSpace {
   void Allow(std::uint32_t offset, U writable, U write_one_to_clear = 0) {
     SetMasks(offset, sizeof(U), writable, write_one_to_clear);
   }
+  // Adds writable bits to those there are.
+  template <std::unsigned_integral U>
+  void AllowAlso(std::uint32_t offset, U writable) {
+    AddWritable(offset, sizeof(U), writable);
+  }
 
   // Appends a capability to the chain at 0x34, dword aligned, and answers its offset. `body` is what follows the ID and next bytes;
   // `writable` says which of its bits the guest may write and is as long or empty. kExhausted when it does not fit below 0x100.
@@ -89,6 +94,7 @@ class ConfigSpace {
   [[nodiscard]] std::uint64_t Load(std::uint32_t offset, std::size_t width) const;
   void Store(std::uint32_t offset, std::size_t width, std::uint64_t value, bool also_reset);
   void SetMasks(std::uint32_t offset, std::size_t width, std::uint64_t writable, std::uint64_t w1c);
+  void AddWritable(std::uint32_t offset, std::size_t width, std::uint64_t writable);
   void Grow();
 
   // 256 bytes each until an extended capability is added, then 4096: most functions have none.

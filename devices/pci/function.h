@@ -10,7 +10,7 @@
 //   Bdf where = TRY(root.Add(*vdev));
 //
 // Moving: a BAR register written while decoding is on takes effect at once: the old range is unmapped, the new one mapped. A place that is
-// taken, outside the windows, or 0 leaves the BAR unmapped until its register or COMMAND changes again; that is counted and logged.
+// taken, outside the windows, or 0 leaves the BAR unmapped until COMMAND or a BAR is written again; that is counted and logged.
 // Ownership: the creator owns it and removes it from its root before destroying it. Threads: one lock for all of it, also held while BAR
 // handlers run; the root takes it for config accesses. Lock order: root, function, then leaves (bus, BarSpace, MsixTable, platform).
 
@@ -113,8 +113,6 @@ class PciFunction {
   BarSpace* space_ = nullptr;
   Bdf bdf_;
   bool decoding_ = false;
-  // The address each BAR was last refused at, so that one refusal is tried and counted once.
-  std::array<std::optional<std::uint64_t>, kBarCount> refused_at_;
   Counter config_reads_, config_writes_, config_refused_, bar_maps_, bar_refusals_;
 };
 

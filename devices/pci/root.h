@@ -92,6 +92,7 @@ class PciRoot final : private bus::MmioHandler {
   PciRoot(const RootConfig& config, bus::Bus& memory, bus::Bus* ports, const bus::Platform& platform);
   void Read(std::uint64_t offset, std::span<std::byte> data) override;
   void Write(std::uint64_t offset, std::span<const std::byte> data) override;
+  [[nodiscard]] PciFunction* At(std::uint64_t offset) const;
 
   const RootConfig config_;
   BarSpace space_;

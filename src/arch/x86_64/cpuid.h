@@ -25,14 +25,15 @@ struct CpuidOverride {
   std::uint32_t clear = 0;
 };
 
-constexpr std::uint32_t kMaxCpus = 255;
+constexpr std::uint32_t kMaxCpus = 1024;
 
 struct CpuidOptions {
   std::uint32_t index = 0;            // this vCPU, also its APIC id
   std::uint32_t count = 1;            // vCPUs of the machine, 1..kMaxCpus: cores of one package, one thread each
   std::uint32_t tsc_khz = 0;          // KVM_GET_TSC_KHZ; 0 if unknown: no frequency is then told
-  std::uint32_t apic_bus_hz = 1'000'000'000;  // KVM's local APIC timer (KVM_CAP_X86_APIC_BUS_CYCLES_NS says otherwise if changed)
+  std::uint32_t apic_bus_hz = 1'000'000'000;  // KVM's local APIC timer, unless KVM_CAP_X86_APIC_BUS_CYCLES_NS changed it
   bool tsc_deadline = false;          // KVM_CAP_TSC_DEADLINE_TIMER; KVM does not report it in the supported set
+  bool nested = false;                // let the guest use VMX or SVM, where KVM has it
   std::span<const CpuidOverride> overrides{};
 };
 

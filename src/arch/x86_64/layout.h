@@ -17,7 +17,7 @@ constexpr std::uint64_t kGiB = 1024 * kMiB;
 
 // ---- below 1 MiB: what the loader leaves for the kernel ----
 constexpr std::uint64_t kBootArea = 0x1000;          // first byte the loader writes
-constexpr std::uint64_t kGdt = 0x1000;               // four descriptors
+constexpr std::uint64_t kGdt = 0x1000;               // six descriptors
 constexpr std::uint64_t kPvhStartInfo = 0x1100;      // struct hvm_start_info
 constexpr std::uint64_t kPvhModules = 0x1180;        // struct hvm_modlist_entry, one
 constexpr std::uint64_t kPvhMemoryMap = 0x1200;      // struct hvm_memmap_table_entry, up to kMaxMemoryMapEntries

@@ -156,7 +156,6 @@ class Transport final : public Interrupt {
   };
   Transport(Device& device, const memory::MemoryMap& memory, InterruptFace& face);
   [[nodiscard]] QueueSlot* SelectedSlot();
-  [[nodiscard]] bool Running() const;
   [[nodiscard]] bool Configurable(const QueueSlot& slot) const;
   bool Refuse();
   void Advance(std::uint8_t bits);

@@ -87,6 +87,7 @@ class PciTransport final : public pci::PciFunction, private InterruptFace, priva
   // Puts what the selectors select into the register file.
   void LoadBanks();
   [[nodiscard]] std::uint16_t CheckedVector(std::uint64_t written) const;
+  [[nodiscard]] std::uint16_t vector_count() const;
   [[nodiscard]] std::atomic<std::uint16_t>* SelectedVector();
 
   // InterruptFace.
@@ -98,6 +99,7 @@ class PciTransport final : public pci::PciFunction, private InterruptFace, priva
   void OnConfigWritten(std::uint32_t offset, std::span<const std::byte> data) override;
   void OnReset() override;
   void ResetVectors();
+  [[nodiscard]] Result<void> RestoreParts(const PciTransportState& state) REQUIRES(lock());
   // The range VIRTIO_PCI_CAP_PCI_CFG points at, if it may be accessed.
   struct CfgWindow {
     std::uint64_t offset;

@@ -85,6 +85,8 @@ int Kvm::max_vcpus() const {
   return 4;
 }
 
+bool Kvm::tsc_deadline() const { return Check(KVM_CAP_TSC_DEADLINE_TIMER) != 0; }
+
 std::vector<Capability> Survey(const Kvm& kvm) {
   struct Row {
     int number;

@@ -25,6 +25,8 @@ class Kvm {
   [[nodiscard]] Result<std::size_t> VcpuMmapSize() const;
   [[nodiscard]] Result<Fd> CreateVm() const;
   [[nodiscard]] int max_vcpus() const;
+  // Whether the in-kernel local APIC has TSC-deadline mode; KVM_GET_SUPPORTED_CPUID does not say.
+  [[nodiscard]] bool tsc_deadline() const;
   [[nodiscard]] int fd() const { return fd_.get(); }
 
  private:

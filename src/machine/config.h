@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "src/base/failure.h"
+
 namespace postern {
 
 struct MemoryConfig {
@@ -75,5 +77,8 @@ struct Config {
   bool pit = false;
   std::string metrics;  // JSON, written when the machine ends and when asked for; empty: none
 };
+
+// Whether the fields make sense, alone and together; the first that does not is named. Machine::Create begins with this.
+[[nodiscard]] Outcome<void> Validate(const Config& config);
 
 }  // namespace postern

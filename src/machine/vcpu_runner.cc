@@ -1,7 +1,5 @@
 #include "src/machine/vcpu_runner.h"
 
-#include <pthread.h>
-
 #include <array>
 #include <string>
 
@@ -37,13 +35,12 @@ VcpuRunner::VcpuRunner(std::unique_ptr<kvm::Vcpu> vcpu, bus::Bus& mmio, bus::Bus
 
 VcpuRunner::~VcpuRunner() { Stop(); }
 
-void VcpuRunner::Start() {
-  thread_ = std::thread([this] {
-    const std::string name = fmt::format("vcpu{}", vcpu_->id());
-    pthread_setname_np(pthread_self(), name.c_str());
+Result<void> VcpuRunner::Start() {
+  thread_ = TRY(Thread::Start(fmt::format("vcpu{}", vcpu_->id()), [this] {
     vcpu_->BindThread();
     Loop();
-  });
+  }));
+  return {};
 }
 
 void VcpuRunner::Stop() {
@@ -54,7 +51,7 @@ void VcpuRunner::Stop() {
     changed_.notify_all();
   }
   vcpu_->Kick();
-  thread_.join();
+  thread_.Join();
 }
 
 void VcpuRunner::Pause() {

@@ -7,9 +7,9 @@
 #include <condition_variable>
 #include <functional>
 #include <memory>
-#include <thread>
 
 #include "src/base/mutex.h"
+#include "src/base/thread.h"
 #include "src/bus/bus.h"
 #include "src/kvm/vcpu.h"
 #include "src/machine/exit_report.h"
@@ -24,7 +24,7 @@ class VcpuRunner {
              std::function<void(ExitReport)> end);
   ~VcpuRunner();
 
-  void Start();
+  [[nodiscard]] Result<void> Start();
   // Leaves the guest and joins the thread. Idempotent.
   void Stop();
   // Pause returns when the vCPU is out of the guest and will not enter it before Resume.
@@ -49,7 +49,7 @@ class VcpuRunner {
   bus::Bus& ports_;
   const memory::MemoryMap& memory_;
   std::function<void(ExitReport)> end_;
-  std::thread thread_;
+  Thread thread_;
   std::atomic<Want> want_{Want::kRun};
   Mutex mutex_;
   std::condition_variable_any changed_;

@@ -1,0 +1,23 @@
+#pragma once
+
+// The command line of each verb as data: help, parsing and shell completion all read these tables.
+// Threads: constants.
+
+#include <span>
+#include <string_view>
+
+namespace postern::cli {
+
+struct Option {
+  std::string_view name;      // without dashes
+  std::string_view argument;  // empty: a switch
+  std::string_view help;      // may have several lines
+  bool config;                // a field of the configuration: goes to api::ApplyFlag
+  bool repeatable = false;
+  bool file = false;          // completes to file names
+};
+
+[[nodiscard]] std::span<const Option> RunOptions();
+[[nodiscard]] std::span<const Option> DoctorOptions();
+
+}  // namespace postern::cli

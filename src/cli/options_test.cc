@@ -1,0 +1,76 @@
+#include <set>
+
+#include "src/api/config_json.h"
+#include "src/cli/completion.h"
+#include "src/cli/options.h"
+#include "src/cli/parse.h"
+
+#include <doctest/doctest.h>
+
+namespace postern::cli {
+namespace {
+
+Outcome<std::vector<Given>> Parse(std::vector<std::string> arguments) { return ParseOptions(RunOptions(), "run", arguments); }
+
+TEST_CASE("parse: values by space or equals sign, in order, lists repeated") {
+  const auto given = Parse({"--cpus", "2", "--disk=path=a", "--disk", "path=b", "--dry-run"});
+  REQUIRE(given);
+  REQUIRE(given->size() == 4);
+  CHECK((*given)[0].option->name == "cpus");
+  CHECK((*given)[0].value == "2");
+  CHECK((*given)[1].value == "path=a");
+  CHECK((*given)[2].value == "path=b");
+  CHECK((*given)[3].option->name == "dry-run");
+  CHECK(Parse({}));
+  CHECK((*Parse({"-h"}))[0].option->name == "help");
+}
+
+TEST_CASE("parse: wrong flags are named, with a suggestion") {
+  struct Case {
+    std::vector<std::string> arguments;
+    const char* cause;
+    const char* next;
+  };
+  const Case cases[] = {
+      {{"--kernle", "x"}, "unknown flag '--kernle'", "--kernel"},
+      {{"--frobnicate"}, "unknown flag '--frobnicate'", "--help"},
+      {{"-z"}, "unknown flag '-z'", "--help"},
+      {{"--kernel"}, "--kernel needs a value", "--help"},
+      {{"--dry-run=yes"}, "--dry-run takes no value", ""},
+      {{"--cpus", "1", "--cpus", "2"}, "--cpus is given twice", ""},
+      {{"vmlinuz"}, "unexpected argument 'vmlinuz'", ""},
+      {{"--cpus", "1", "more"}, "unexpected argument 'more'", ""},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.cause);
+    const auto given = Parse(c.arguments);
+    REQUIRE_FALSE(given);
+    CHECK(given.error().kind == Failure::Kind::kConfig);
+    CHECK(given.error().cause == c.cause);
+    CHECK(given.error().next_step.find(c.next) != std::string::npos);
+  }
+}
+
+TEST_CASE("options: every configuration flag is a field the reader knows, and help shows every flag") {
+  const std::string help = FormatOptions(RunOptions());
+  for (const Option& option : RunOptions()) {
+    CAPTURE(option.name);
+    CHECK(help.find("--" + std::string(option.name)) != std::string::npos);
+    if (!option.config) continue;
+    Config config;
+    const Outcome<void> result = api::ApplyFlag(option.name, "?!", config);
+    if (!result) CHECK(result.error().cause.find("no such field") == std::string::npos);
+  }
+}
+
+TEST_CASE("completion: each shell's script names every flag; other shells are refused") {
+  for (const char* shell : {"bash", "zsh", "fish"}) {
+    const Outcome<std::string> script = CompletionScript(shell);
+    REQUIRE(script);
+    for (const Option& option : RunOptions()) CHECK(script->find(std::string(option.name)) != std::string::npos);
+  }
+  CHECK_FALSE(CompletionScript("tcsh"));
+}
+
+}  // namespace
+}  // namespace postern::cli

@@ -1,0 +1,220 @@
+#include "src/cli/run.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <csignal>
+#include <cstdio>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "src/api/config_json.h"
+#include "src/base/fd.h"
+#include "src/base/log.h"
+#include "src/cli/parse.h"
+#include "src/cli/print.h"
+#include "src/machine/machine.h"
+
+namespace postern::cli {
+namespace {
+
+struct RunSettings {
+  Config config;
+  std::uint64_t shutdown_timeout_ms = 60'000;
+  LogLevel log_level = LogLevel::kWarn;
+  std::string log_file;
+  bool dry_run = false;
+  bool help = false;
+};
+
+Outcome<LogLevel> ParseLevel(const std::string& text) {
+  constexpr std::pair<const char*, LogLevel> kLevels[] = {{"trace", LogLevel::kTrace}, {"debug", LogLevel::kDebug},
+                                                          {"info", LogLevel::kInfo},   {"warn", LogLevel::kWarn},
+                                                          {"error", LogLevel::kError}, {"off", LogLevel::kOff}};
+  for (const auto& [name, level] : kLevels) {
+    if (text == name) return level;
+  }
+  return ConfigFailure(fmt::format("--log-level: '{}' is no level", text), "use trace, debug, info, warn, error or off");
+}
+
+Outcome<RunSettings> ParseRun(const std::vector<std::string>& arguments) {
+  Outcome<std::vector<Given>> given = ParseOptions(RunOptions(), "run", arguments);
+  if (!given) return tl::unexpected(given.error());
+  RunSettings settings;
+  // The file first, whatever the order of the flags: flags win.
+  for (const Given& g : *given) {
+    if (g.option->name != "config") continue;
+    if (Outcome<void> r = api::ApplyJsonFile(g.value, settings.config); !r) return tl::unexpected(r.error());
+  }
+  for (const Given& g : *given) {
+    if (g.option->config) {
+      if (Outcome<void> r = api::ApplyFlag(g.option->name, g.value, settings.config); !r) return tl::unexpected(r.error());
+    } else if (g.option->name == "shutdown-timeout") {
+      std::uint64_t seconds = 0;
+      const auto [end, error] = std::from_chars(g.value.data(), g.value.data() + g.value.size(), seconds);
+      if (error != std::errc() || end != g.value.data() + g.value.size() || seconds > 86400) {
+        return ConfigFailure(fmt::format("--shutdown-timeout: '{}' is not a number of seconds", g.value), "give 0 to 86400");
+      }
+      settings.shutdown_timeout_ms = seconds * 1000;
+    } else if (g.option->name == "log-level") {
+      Outcome<LogLevel> level = ParseLevel(g.value);
+      if (!level) return tl::unexpected(level.error());
+      settings.log_level = *level;
+    } else if (g.option->name == "log-file") {
+      settings.log_file = g.value;
+    } else if (g.option->name == "dry-run") {
+      settings.dry_run = true;
+    } else if (g.option->name == "help") {
+      settings.help = true;
+    }
+  }
+  return settings;
+}
+
+// Signals of the process, on the machine's control thread: the first SIGTERM or SIGINT presses the power button, a second one or the
+// timeout ends the machine; SIGHUP ends it; SIGUSR1 writes the metrics.
+class Signals final : private EventHandler {
+ public:
+  Signals(Machine& machine, std::uint64_t timeout_ms, std::function<void()> write_metrics)
+      : machine_(machine), timeout_ms_(timeout_ms), write_metrics_(std::move(write_metrics)) {}
+  ~Signals() override {
+    if (fd_.valid()) machine_.control().Unwatch(fd_.get());
+  }
+
+  // Before any thread starts, so that every thread has them blocked.
+  static sigset_t Block() {
+    sigset_t set;
+    sigemptyset(&set);
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&set, signal);
+    pthread_sigmask(SIG_BLOCK, &set, nullptr);
+    // A peer that goes away is an error of one write, not the end of the process.
+    signal(SIGPIPE, SIG_IGN);
+    return set;
+  }
+
+  Result<void> Watch(const sigset_t& set) {
+    fd_ = Fd(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+    if (!fd_.valid()) return SysError("signalfd");
+    return machine_.control().Watch(fd_.get(), EPOLLIN, *this);
+  }
+  // The signal that ended the machine against the guest's will.
+  [[nodiscard]] std::optional<int> forced() const { return forced_; }
+
+ private:
+  void OnEvent(int, std::uint32_t) override {
+    signalfd_siginfo info{};
+    while (read(fd_.get(), &info, sizeof(info)) == static_cast<ssize_t>(sizeof(info))) {
+      const int signal = static_cast<int>(info.ssi_signo);
+      if (signal == SIGUSR1) {
+        write_metrics_();
+      } else if (signal == SIGHUP || asked_ || timeout_ms_ == 0) {
+        Force(signal);
+      } else {
+        asked_ = true;
+        LOG_INFO("cli", "signal {}: asking the guest to power off", signal);
+        machine_.PowerButton();
+        machine_.control().After(timeout_ms_, [this, signal] {
+          LOG_WARN("cli", "the guest did not power off within {} s", timeout_ms_ / 1000);
+          Force(signal);
+        });
+      }
+    }
+  }
+  void Force(int signal) {
+    if (!forced_.has_value()) forced_ = signal;
+    machine_.Stop();
+  }
+
+  Machine& machine_;
+  std::uint64_t timeout_ms_;
+  std::function<void()> write_metrics_;
+  Fd fd_;
+  bool asked_ = false;
+  std::optional<int> forced_;
+};
+
+Outcome<Fd> OpenMetrics(const std::string& path) {
+  Fd fd(open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
+  if (!fd.valid()) {
+    return ConfigFailure(fmt::format("cannot write metrics to '{}': {}", path, strerrordesc_np(errno)), "check the path");
+  }
+  return fd;
+}
+
+void WriteMetrics(const Fd& fd, const Machine& machine) {
+  if (!fd.valid()) return;
+  const std::string line = machine.Metrics();
+  // One write: lines of several processes that append to one file do not mix.
+  if (write(fd.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
+    LOG_ERROR("cli", "metrics could not be written: {}", strerrordesc_np(errno));
+  }
+}
+
+struct End {
+  ExitReport report;
+  std::optional<int> forced;
+};
+
+// The machine is gone when this returns, and a terminal it used is its old self again.
+Outcome<End> RunToEnd(const RunSettings& settings, const Fd& metrics, const sigset_t& signals) {
+  Outcome<std::unique_ptr<Machine>> made = Machine::Create(settings.config);
+  if (!made) return tl::unexpected(made.error());
+  Machine& machine = **made;
+  if (settings.dry_run) {
+    Print(stdout, machine.Describe());
+    return End{{ExitReport::Reason::kPowerOff, {}}, std::nullopt};
+  }
+  LOG_INFO("cli", "{}", machine.Describe());
+  Signals handler(machine, settings.shutdown_timeout_ms, [&] { WriteMetrics(metrics, machine); });
+  if (Result<void> r = handler.Watch(signals); !r) return HostFailure("signals", r.error());
+  if (Outcome<void> r = machine.Start(); !r) return tl::unexpected(r.error());
+  End end;
+  end.report = machine.Wait();
+  end.forced = handler.forced();
+  WriteMetrics(metrics, machine);
+  return end;
+}
+
+}  // namespace
+
+int Run(const std::vector<std::string>& arguments) {
+  Outcome<RunSettings> settings = ParseRun(arguments);
+  if (!settings) return PrintFailure(settings.error());
+  if (settings->help) {
+    Print(stdout, fmt::format("Usage: postern run [FLAG...]\n\n"
+                              "Starts a microVM and runs it to its end.\n\n{}\n"
+                              "Signals: SIGTERM or SIGINT asks the guest to power off, a second one ends it; SIGUSR1 writes the metrics.\n\n"
+                              "Exit codes: 0 the guest powered off; 1 the host failed; 2 the configuration is wrong; 3 the guest asked for a\n"
+                              "reset; 4 the guest cannot go on (triple fault, KVM internal error); 128+N ended by signal N.\n",
+                              FormatOptions(RunOptions())));
+    return 0;
+  }
+  log::SetLevel(settings->log_level);
+  if (!settings->log_file.empty()) {
+    if (Result<void> r = log::SetFile(settings->log_file.c_str()); !r) {
+      return PrintFailure({Failure::Kind::kConfig, fmt::format("cannot log to '{}': {}", settings->log_file, Describe(r.error())),
+                           "check the path"});
+    }
+  }
+  const sigset_t signals = Signals::Block();
+  Fd metrics;
+  if (!settings->config.metrics.empty()) {
+    Outcome<Fd> opened = OpenMetrics(settings->config.metrics);
+    if (!opened) return PrintFailure(opened.error());
+    metrics = std::move(*opened);
+  }
+  Outcome<End> end = RunToEnd(*settings, metrics, signals);
+  if (!end) return PrintFailure(end.error());
+  if (end->report.reason == ExitReport::Reason::kStopped && end->forced.has_value()) {
+    Print(stderr, fmt::format("postern: ended by signal {}\n", *end->forced));
+    return 128 + *end->forced;
+  }
+  if (!end->report.text.empty()) Print(stderr, fmt::format("postern: {}\n", end->report.text));
+  return end->report.exit_code();
+}
+
+}  // namespace postern::cli

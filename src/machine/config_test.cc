@@ -1,0 +1,96 @@
+#include "src/machine/config.h"
+
+#include <functional>
+
+#include <doctest/doctest.h>
+
+namespace postern {
+namespace {
+
+Config Good() {
+  Config config;
+  config.disks.push_back({.path = "a.img"});
+  config.nets.push_back({.tap = "tap0"});
+  return config;
+}
+
+TEST_CASE("validate: the defaults are a machine, and so is one with a disk and an interface") {
+  CHECK(Validate(Config{}));
+  CHECK(Validate(Good()));
+}
+
+TEST_CASE("validate: each wrong field is named") {
+  struct Case {
+    const char* field;
+    std::function<void(Config&)> spoil;
+  };
+  constexpr std::uint64_t kMiB = 1 << 20;
+  const Case cases[] = {
+      {"cpus", [](Config& c) { c.cpus = 0; }},
+      {"cpus", [](Config& c) { c.cpus = 256; }},
+      {"cpus", [](Config& c) { c.cpus = 0xffffffff; }},
+      {"memory.size", [](Config& c) { c.memory.size = 0; }},
+      {"memory.size", [](Config& c) { c.memory.size = 4096; }},
+      {"memory.size", [](Config& c) { c.memory.size = 512 * kMiB + 1; }},
+      {"memory.size", [](Config& c) { c.memory.size = ~std::uint64_t{0}; }},
+      {"memory.size", [](Config& c) { c.memory.size = ~std::uint64_t{4095}; }},
+      {"memory.hugepages", [](Config& c) { c.memory.hugepages = 4096; }},
+      {"memory.size",
+       [](Config& c) {
+         c.memory.hugepages = 1024 * kMiB;
+         c.memory.size = 1536 * kMiB;
+       }},
+      {"memory.thp",
+       [](Config& c) {
+         c.memory.hugepages = 2 * kMiB;
+         c.memory.thp = true;
+       }},
+      {"memory.mergeable",
+       [](Config& c) {
+         c.memory.shared = true;
+         c.memory.mergeable = true;
+       }},
+      {"initrd", [](Config& c) { c.initrd = "initrd.img"; }},
+      {"disks[0].path", [](Config& c) { c.disks[0].path.clear(); }},
+      {"disks[0].serial", [](Config& c) { c.disks[0].serial = std::string(21, 'x'); }},
+      {"disks[0].queue_size", [](Config& c) { c.disks[0].queue_size = 100; }},
+      {"disks[0].id", [](Config& c) { c.disks[0].id = "a b"; }},
+      {"disks[0].id", [](Config& c) { c.disks[0].id = std::string(65, 'a'); }},
+      {"nets[0].id",
+       [](Config& c) {
+         c.disks[0].id = "x";
+         c.nets[0].id = "x";
+       }},
+      {"nets[0]", [](Config& c) { c.nets[0].tap.clear(); }},
+      {"nets[0]", [](Config& c) { c.nets[0].fd = 5; }},
+      {"nets[0].queue_size", [](Config& c) { c.nets[0].queue_size = 3; }},
+      {"serial", [](Config& c) { c.serial.mode = ConsoleConfig::Mode::kStdio; }},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.field);
+    Config config = Good();
+    c.spoil(config);
+    const Outcome<void> result = Validate(config);
+    REQUIRE_FALSE(result);
+    CHECK(result.error().kind == Failure::Kind::kConfig);
+    CHECK(result.error().cause.starts_with(c.field));
+    CHECK_FALSE(result.error().next_step.empty());
+  }
+}
+
+TEST_CASE("validate: as many devices as the transport has room for, and not one more") {
+  Config config;  // with a console and an entropy device
+  for (int i = 0; i < 29; ++i) config.disks.push_back({.path = "a.img"});
+  CHECK(Validate(config));
+  config.disks.push_back({.path = "a.img"});
+  CHECK_FALSE(Validate(config));
+
+  config.transport = Transport::kMmio;
+  config.disks.resize(14);
+  CHECK(Validate(config));
+  config.disks.push_back({.path = "a.img"});
+  CHECK_FALSE(Validate(config));
+}
+
+}  // namespace
+}  // namespace postern

@@ -1,0 +1,182 @@
+#include "src/machine/device_set.h"
+
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "devices/virtio/console/device.h"
+#include "devices/virtio/rng/rng.h"
+#include "src/arch/x86_64/layout.h"
+
+namespace postern {
+
+Outcome<std::unique_ptr<DeviceSet>> DeviceSet::Create(const Config& config, const Host& host) {
+  std::unique_ptr<DeviceSet> set(new DeviceSet(config, host));
+  for (std::uint32_t i = 0; i < config.io_threads; ++i) {
+    Result<std::unique_ptr<EventLoop>> loop = EventLoop::Create();
+    if (!loop) return HostFailure("cannot create an I/O loop", loop.error());
+    set->loop_pointers_.push_back(loop->get());
+    set->loops_.push_back(std::move(*loop));
+  }
+  if (config.transport == Transport::kPci) {
+    Result<std::unique_ptr<pci::PciRoot>> root = pci::PciRoot::Create({.ecam = memory::Gpa(x86_64::kEcam), .windows = host.windows},
+                                                                      host.mmio, &host.ports, host.platform);
+    if (!root) return HostFailure("PCI host bridge", root.error());
+    set->root_ = std::move(*root);
+  }
+  if (Outcome<void> r = set->AddAll(); !r) return tl::unexpected(r.error());
+  if (set->root_ != nullptr) {
+    if (Result<void> r = set->root_->AssignAddresses(); !r) return HostFailure("no room for the devices' registers", r.error());
+  }
+  // Last: while no thread runs the loops, devices are set up on this one.
+  if (Outcome<void> r = set->StartLoops(); !r) return tl::unexpected(r.error());
+  return set;
+}
+
+DeviceSet::~DeviceSet() {
+  for (const auto& loop : loops_) loop->Stop();
+  threads_.clear();
+  // From here on the loops' work is done inline. A transport resets its device, which waits for I/O in flight.
+  serial_.reset();
+  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
+    if (entry->pci != nullptr && root_ != nullptr) (void)root_->Remove(*entry->pci);
+    entry->pci.reset();
+    entry->mmio.reset();
+    entry->device.reset();
+  }
+}
+
+Outcome<void> DeviceSet::StartLoops() {
+  for (std::size_t i = 0; i < loops_.size(); ++i) {
+    EventLoop* loop = loops_[i].get();
+    Result<Thread> thread = Thread::Start(fmt::format("io{}", i), [loop] { loop->Run(); });
+    if (!thread) return HostFailure("cannot start an I/O thread", thread.error());
+    threads_.push_back(std::move(*thread));
+  }
+  return {};
+}
+
+console::BackendOptions DeviceSet::BackendFor(const ConsoleConfig& console) const {
+  console::BackendOptions options;
+  options.path = console.path;
+  options.quit = host_.quit;
+  switch (console.mode) {
+    case ConsoleConfig::Mode::kStdio:
+      options.kind = console::BackendOptions::Kind::kStdio;
+      break;
+    case ConsoleConfig::Mode::kPty:
+      options.kind = console::BackendOptions::Kind::kPty;
+      break;
+    case ConsoleConfig::Mode::kFile:
+      options.kind = console::BackendOptions::Kind::kFile;
+      break;
+    case ConsoleConfig::Mode::kSocket:
+      options.kind = console::BackendOptions::Kind::kSocket;
+      break;
+    case ConsoleConfig::Mode::kOff:
+    case ConsoleConfig::Mode::kNull:
+      options.kind = console::BackendOptions::Kind::kNull;
+      break;
+  }
+  return options;
+}
+
+Outcome<void> DeviceSet::AddAll() {
+  EventLoop& loop = *loops_.front();
+  if (config_.serial.mode != ConsoleConfig::Mode::kOff) {
+    Outcome<std::unique_ptr<SerialConsole>> serial =
+        SerialConsole::Create(BackendFor(config_.serial), loop, host_.ports, host_.platform.interrupts);
+    if (!serial) return tl::unexpected(serial.error());
+    serial_ = std::move(*serial);
+  }
+  if (config_.console.mode != ConsoleConfig::Mode::kOff) {
+    Outcome<std::unique_ptr<virtio::Console>> console = virtio::Console::Create({.backend = BackendFor(config_.console)}, loop);
+    if (!console) return tl::unexpected(console.error());
+    std::string detail = (*console)->backend().description();
+    if (Outcome<void> r = Add("console0", std::move(*console), std::move(detail)); !r) return r;
+  }
+  if (config_.rng) {
+    if (Outcome<void> r = Add("rng0", std::make_unique<virtio::Rng>(loop), {}); !r) return r;
+  }
+  return {};
+}
+
+Outcome<void> DeviceSet::Add(std::string id, std::unique_ptr<virtio::Device> device, std::string detail) {
+  Entry entry{.id = std::move(id), .device = std::move(device), .pci = nullptr, .mmio = nullptr, .detail = std::move(detail)};
+  if (root_ != nullptr) {
+    Result<std::unique_ptr<virtio::PciTransport>> transport =
+        virtio::PciTransport::Create(*entry.device, host_.memory, host_.platform.interrupts, entry.id);
+    if (!transport) return HostFailure(fmt::format("device '{}'", entry.id), transport.error());
+    entry.pci = std::move(*transport);
+    if (Result<pci::Bdf> where = root_->Add(*entry.pci); !where) {
+      return HostFailure(fmt::format("device '{}'", entry.id), where.error());
+    }
+  } else {
+    const std::uint64_t index = entries_.size();
+    const std::uint64_t base = x86_64::kVirtioMmio + index * x86_64::kVirtioMmioStride;
+    const auto gsi = static_cast<std::uint32_t>(x86_64::kVirtioMmioFirstGsi + index);
+    Result<std::unique_ptr<virtio::MmioTransport>> transport = virtio::MmioTransport::Create(
+        *entry.device, host_.memory, host_.platform, host_.mmio, memory::Gpa(base), gsi, entry.id);
+    if (!transport) return HostFailure(fmt::format("device '{}'", entry.id), transport.error());
+    entry.mmio = std::move(*transport);
+  }
+  entries_.push_back(std::move(entry));
+  return {};
+}
+
+void DeviceSet::DescribeTo(boot::acpi::Config& acpi) const {
+  acpi.serial = serial_ != nullptr;
+  if (root_ != nullptr) {
+    const pci::Windows& windows = host_.windows;
+    acpi.pci = boot::acpi::PciRoot{.buses = 1,
+                                   .window32 = {windows.memory32.base, windows.memory32.size},
+                                   .window64 = {windows.memory64.base, windows.memory64.size}};
+  }
+  for (const Entry& entry : entries_) {
+    if (entry.mmio == nullptr) continue;
+    acpi.virtio_mmio.push_back({.base = entry.mmio->base().value, .size = virtio::MmioTransport::kSize, .gsi = entry.mmio->gsi()});
+  }
+}
+
+std::vector<std::string> DeviceSet::CommandLineParts() const {
+  std::vector<std::string> parts;
+  for (const Entry& entry : entries_) {
+    if (entry.mmio == nullptr) continue;
+    // Linux Documentation/admin-guide/kernel-parameters.txt, virtio_mmio.device: size@base:irq.
+    parts.push_back(fmt::format("virtio_mmio.device={}@{:#x}:{}", virtio::MmioTransport::kSize, entry.mmio->base().value,
+                                entry.mmio->gsi()));
+  }
+  return parts;
+}
+
+std::string DeviceSet::Describe() const {
+  std::string text;
+  if (serial_ != nullptr) text += fmt::format("serial   {}\n", serial_->description());
+  for (const Entry& entry : entries_) {
+    const std::string where = entry.pci != nullptr ? std::string() : fmt::format("mmio {:#x}, IRQ {}", entry.mmio->base().value, entry.mmio->gsi());
+    text += fmt::format("{:<8} {}{}{}\n", entry.id, entry.detail, entry.detail.empty() || where.empty() ? "" : ", ", where);
+  }
+  if (root_ != nullptr) {
+    for (const pci::FunctionInfo& function : root_->Functions()) text += pci::Describe(function);
+  }
+  return text;
+}
+
+void DeviceSet::ReportMetrics(MetricsWriter& metrics) const {
+  for (const Entry& entry : entries_) {
+    metrics.Group(entry.id, [&](MetricsWriter& w) {
+      w.Counters([&](CounterSink& sink) { entry.device->ReportCounters(sink); });
+      w.Group("transport", [&](MetricsWriter& t) {
+        t.Counters([&](CounterSink& sink) {
+          if (entry.pci != nullptr) entry.pci->ReportCounters(sink);
+          if (entry.mmio != nullptr) entry.mmio->ReportCounters(sink);
+        });
+      });
+    });
+  }
+  if (serial_ != nullptr) {
+    metrics.Group("serial0", [&](MetricsWriter& w) { w.Counters([&](CounterSink& sink) { serial_->ReportCounters(sink); }); });
+  }
+}
+
+}  // namespace postern

@@ -1,0 +1,77 @@
+#pragma once
+
+// DeviceSet: the devices of one machine: made from the configuration, put behind the chosen transport, listed, counted, taken down in order.
+//
+// Ownership: owns the I/O loops and their threads, the devices and the transports; borrows buses, platform and memory map. Threads: made and
+// destroyed on the control thread.
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "devices/console_backend/backend.h"
+#include "devices/pci/root.h"
+#include "devices/virtio/device.h"
+#include "devices/virtio/mmio/mmio_transport.h"
+#include "devices/virtio/pci/pci_transport.h"
+#include "src/base/event_loop.h"
+#include "src/base/failure.h"
+#include "src/base/thread.h"
+#include "src/boot/acpi/tables.h"
+#include "src/bus/bus.h"
+#include "src/bus/platform.h"
+#include "src/machine/config.h"
+#include "src/machine/metrics.h"
+#include "src/machine/serial_console.h"
+#include "src/memory/guest_memory.h"
+
+namespace postern {
+
+class DeviceSet {
+ public:
+  struct Host {
+    bus::Platform platform;
+    bus::Bus& mmio;
+    bus::Bus& ports;
+    const memory::MemoryMap& memory;
+    pci::Windows windows;
+    std::function<void()> quit;  // the user typed the escape sequence; any thread
+  };
+  [[nodiscard]] static Outcome<std::unique_ptr<DeviceSet>> Create(const Config& config, const Host& host);
+  // Stops the loops after the devices were reset on them: no I/O is in flight afterwards. vCPUs must be at rest.
+  ~DeviceSet();
+
+  // What the ACPI tables say of the devices.
+  void DescribeTo(boot::acpi::Config& acpi) const;
+  // Kernel parameters by which a kernel without ACPI finds virtio-mmio devices; empty for PCI.
+  [[nodiscard]] std::vector<std::string> CommandLineParts() const;
+  // For people, a line each.
+  [[nodiscard]] std::string Describe() const;
+  void ReportMetrics(MetricsWriter& metrics) const;
+
+ private:
+  struct Entry {
+    std::string id;
+    std::unique_ptr<virtio::Device> device;
+    std::unique_ptr<virtio::PciTransport> pci;
+    std::unique_ptr<virtio::MmioTransport> mmio;
+    std::string detail;
+  };
+  DeviceSet(const Config& config, const Host& host) : config_(config), host_(host) {}
+  [[nodiscard]] Outcome<void> StartLoops();
+  [[nodiscard]] Outcome<void> AddAll();
+  [[nodiscard]] Outcome<void> Add(std::string id, std::unique_ptr<virtio::Device> device, std::string detail);
+  [[nodiscard]] console::BackendOptions BackendFor(const ConsoleConfig& console) const;
+
+  const Config config_;
+  const Host host_;
+  std::vector<std::unique_ptr<EventLoop>> loops_;
+  std::vector<EventLoop*> loop_pointers_;
+  std::vector<Thread> threads_;
+  std::unique_ptr<pci::PciRoot> root_;
+  std::vector<Entry> entries_;
+  std::unique_ptr<SerialConsole> serial_;
+};
+
+}  // namespace postern

@@ -16,7 +16,7 @@ constexpr uint32_t Signature(const char (&name)[5]) {
          static_cast<uint32_t>(name[3]) << 24;
 }
 
-Acpi g_acpi;
+constinit Acpi g_acpi;
 
 // FADT fields by offset, ACPI 6.5 table 5.9.
 constexpr uint64_t kFadtDsdt = 40;
@@ -130,6 +130,7 @@ uint64_t FindRsdp() {
 const Acpi& AcpiInfo() { return g_acpi; }
 
 void InitAcpi(uint64_t rsdp) {
+  g_acpi.lapic = 0xfee00000;  // the architecture's, unless the MADT knows better
   g_acpi.rsdp = rsdp != 0 ? rsdp : FindRsdp();
   if (g_acpi.rsdp == 0) return;
   MapPhysical(g_acpi.rsdp, 36, Caching::kNormal);

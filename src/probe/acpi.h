@@ -48,7 +48,7 @@ struct Acpi {
   uint16_t pm1a_control = 0;     // port; 0: absent
   uint16_t pm_timer = 0;         // port; 0: absent
 
-  uint64_t lapic = 0xfee00000;
+  uint64_t lapic = 0;
   uint32_t apic_ids[kMaxProcessors]{};
   size_t processor_count = 0;
   IoApic ioapics[kMaxIoApics]{};

@@ -23,7 +23,7 @@ struct alignas(64) PvClock {
 };
 PvClock g_pv_clock;
 
-TscFrequency g_tsc{1000000, "assumed", true};
+constinit TscFrequency g_tsc{1000000, "assumed", true};
 
 uint64_t FromHypervisorLeaf() {
   if ((Cpuid(1).ecx >> 31) == 0 || Cpuid(kHypervisorLeaf).eax < kFrequencyLeaf) return 0;

@@ -32,7 +32,7 @@ struct Options {
   bool has_vsock_peer = true;   // probe.vsock=none: nobody listens, being refused is right
   std::string_view require{};   // comma-separated device names whose absence is a failure
   std::string_view unknown{};   // the first probe.* word that makes no sense; the run fails with it
-  MmioDeviceArgument mmio[kMaxMmioDevices];
+  MmioDeviceArgument mmio[kMaxMmioDevices]{};
   size_t mmio_count = 0;
 
   [[nodiscard]] bool Requires(std::string_view name) const;

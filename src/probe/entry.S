@@ -128,20 +128,13 @@ ApLongMode:
     jmp 1b
 
 // ------------------------------------------------------------------------------------------------
-// Interrupts. Every stub leaves {vector, error code} on the stack; stubs are 16 bytes apart so that a gate's address is arithmetic.
-    .align 16
+// Interrupts. A stub is a call, 8 bytes apart from the next: the return address it leaves tells the vector.
+    .align 8
     .globl kInterruptStubs
 kInterruptStubs:
-vector = 0
     .rept 256
-    .align 16
-    // Vectors 8, 10-14, 17, 21, 29, 30: the processor pushes an error code itself.
-    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
-    pushq $0
-    .endif
-    pushq $vector
-    jmp InterruptCommon
-vector = vector + 1
+    call InterruptCommon
+    .align 8
     .endr
 
 InterruptCommon:
@@ -156,7 +149,7 @@ InterruptCommon:
     pushq %r11
     cld
     movq %rsp, %rdi
-    call OnInterrupt
+    call OnInterrupt                    // does not come back from an exception, so no error code is in the way here
     popq %r11
     popq %r10
     popq %r9
@@ -166,7 +159,7 @@ InterruptCommon:
     popq %rdx
     popq %rcx
     popq %rax
-    addq $16, %rsp
+    addq $8, %rsp
     iretq
 
 // ------------------------------------------------------------------------------------------------

@@ -40,12 +40,15 @@ constexpr uint64_t kApicBaseX2 = 1U << 10;
 constexpr uint32_t kMsrTscDeadline = 0x6e0;
 constexpr uint32_t kX2ApicBase = 0x800;
 
-// What InterruptCommon in entry.S leaves on the stack.
+// What InterruptCommon in entry.S leaves on the stack, and below it what the processor pushed: {rip, ...}, or for some
+// exceptions {error code, rip, ...}.
 struct InterruptFrame {
   uint64_t r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax;
-  uint64_t vector, error;
-  uint64_t rip, cs, rflags, rsp, ss;
+  uint64_t stub_return;
+  uint64_t pushed[2];
 };
+constexpr uint64_t kStubSize = 8;
+constexpr uint32_t kVectorsWithErrorCode = 1U << 8 | 0x1fU << 10 | 1U << 17 | 1U << 21 | 1U << 29 | 1U << 30;
 
 struct Gate {
   uint64_t low, high;
@@ -92,7 +95,7 @@ void WriteCommand(uint32_t apic_id, uint32_t command) {
 }
 
 void OpenGate(uint8_t vector) {
-  const uint64_t target = reinterpret_cast<uint64_t>(kInterruptStubs) + uint64_t{vector} * 16;
+  const uint64_t target = reinterpret_cast<uint64_t>(kInterruptStubs) + uint64_t{vector} * kStubSize;
   // A present 64-bit interrupt gate to the code segment (Intel SDM volume 3, 6.14.1).
   g_idt[vector].low = (target & 0xffff) | uint64_t{0x08} << 16 | uint64_t{0x8e00} << 32 | (target >> 16 & 0xffff) << 48;
   g_idt[vector].high = target >> 32;
@@ -169,8 +172,11 @@ bool FindPin(uint32_t gsi, uint64_t& base, uint32_t& index) {
 }  // namespace
 
 extern "C" void OnInterrupt(const InterruptFrame* frame) {
-  const auto vector = static_cast<uint8_t>(frame->vector);
-  if (vector < 32) ReportException(vector, frame->error, frame->rip, ReadCr2());
+  const auto vector = static_cast<uint8_t>((frame->stub_return - reinterpret_cast<uint64_t>(kInterruptStubs)) / kStubSize);
+  if (vector < 32) {
+    const bool has_error = (kVectorsWithErrorCode >> vector & 1) != 0;
+    ReportException(vector, has_error ? frame->pushed[0] : 0, frame->pushed[has_error ? 1 : 0], ReadCr2());
+  }
   g_counts[vector] = g_counts[vector] + 1;
   const Hook& hook = g_hooks[vector];
   if (hook.function != nullptr) hook.function(hook.context);

@@ -13,8 +13,8 @@
 namespace postern::probe {
 namespace {
 
-Options g_options;
-BootInfo g_boot;
+constinit Options g_options;
+constinit BootInfo g_boot;
 
 void PrintBanner() {
   Line line;
@@ -109,9 +109,19 @@ void* memset(void* to, int value, size_t size) {
 }
 
 int memcmp(const void* left, const void* right, size_t size) {
+  size_t words = size / 8;
+  size_t rest = size % 8;
+  // Leaves both behind the first word that differs, or behind the last; without any, "equal" has to be made first.
+  bool equal = true;
+  asm volatile("cmpq %%rax, %%rax; repe cmpsq" : "+S"(left), "+D"(right), "+c"(words), "=@cce"(equal)::"memory");
   const auto* a = static_cast<const unsigned char*>(left);
   const auto* b = static_cast<const unsigned char*>(right);
-  for (size_t i = 0; i < size; ++i) {
+  if (!equal) {
+    a -= 8;
+    b -= 8;
+    rest = 8;
+  }
+  for (size_t i = 0; i < rest; ++i) {
     if (a[i] != b[i]) return a[i] < b[i] ? -1 : 1;
   }
   return 0;

@@ -13,7 +13,7 @@ namespace postern::probe {
 namespace {
 
 // Rings, buffers and transports all come from here.
-constexpr size_t kHeapSize = size_t{1} << 20;
+constexpr size_t kHeapSize = size_t{2} << 20;
 alignas(4096) uint8_t g_heap[kHeapSize];
 size_t g_heap_used;
 
@@ -49,6 +49,16 @@ void* Allocate(size_t size, size_t alignment) {
 
 size_t AllocationMark() { return g_heap_used; }
 void ReleaseAllocations(size_t mark) { g_heap_used = mark; }
+
+uint64_t Transport::ReadConfig64(uint32_t offset) {
+  uint64_t value = 0;
+  for (int tries = 0; tries < 100; ++tries) {
+    const uint8_t before = ConfigGeneration();
+    value = ReadConfig32(offset) | uint64_t{ReadConfig32(offset + 4)} << 32;
+    if (ConfigGeneration() == before) break;
+  }
+  return value;
+}
 
 bool Queue::Start(Transport& transport, uint16_t index, uint16_t size, uint64_t features) {
   transport_ = &transport;

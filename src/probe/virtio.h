@@ -53,6 +53,8 @@ class Transport {
   virtual uint8_t ReadConfig8(uint32_t offset) = 0;
   virtual uint16_t ReadConfig16(uint32_t offset) = 0;
   virtual uint32_t ReadConfig32(uint32_t offset) = 0;
+  // A field in two halves, read until the generation stood still (VIRTIO 1.2 2.5.3).
+  uint64_t ReadConfig64(uint32_t offset);
   virtual void WriteConfig8(uint32_t offset, uint8_t value) = 0;
   virtual uint8_t ConfigGeneration() = 0;
   // Interrupts for queues 0 .. count-1 are set up before the queues are, the others get none. Disconnect undoes it.
@@ -102,6 +104,8 @@ class Queue {
   // One request from beginning to end. Length: bytes the device wrote.
   bool Run(std::span<const Segment> readable, std::span<const Segment> writable, uint32_t& length);
   [[nodiscard]] bool HasUsed() const;
+  // Whether the next completion shall interrupt. Wait and Run do it by themselves.
+  void AskForInterrupt(bool wanted);
 
   [[nodiscard]] uint16_t size() const { return size_; }
   [[nodiscard]] uint16_t index() const { return index_; }
@@ -116,7 +120,6 @@ class Queue {
 
  private:
   void Empty();
-  void AskForInterrupt(bool wanted);
 
   Transport* transport_ = nullptr;
   uint16_t index_ = 0;

@@ -12,12 +12,14 @@ constexpr std::uint64_t kPageSize = 4096;
 
 bool SizeFits(BarKind kind, std::uint64_t size) {
   if (!std::has_single_bit(size)) return false;
-  if (kind == BarKind::kIo) return size >= 4 && size <= 256;  // PCI 3.0 6.2.5.1: a function asks for at most 256 ports
+  if (kind == BarKind::kIo)
+    return size >= 4 && size <= 256;  // PCI 3.0 6.2.5.1: a function asks for at most 256 ports
   return size >= 16 && size <= (Is64Bit(kind) ? std::uint64_t{1} << 62 : std::uint64_t{1} << 31);
 }
 
 bool TileFits(BarKind kind, const Tile& tile) {
-  if (const auto* trapped = std::get_if<Trapped>(&tile)) return trapped->length != 0 && trapped->handler != nullptr;
+  if (const auto* trapped = std::get_if<Trapped>(&tile))
+    return trapped->length != 0 && trapped->handler != nullptr;
   const auto& pages = std::get<Pages>(tile);
   return kind != BarKind::kIo && pages.host.length != 0 && pages.offset % kPageSize == 0 &&
          pages.host.length % kPageSize == 0;
@@ -38,7 +40,8 @@ std::string_view TileName(const Tile& tile) {
   return std::visit([](const auto& t) { return t.name; }, tile);
 }
 
-Result<Bar> Bar::Create(BarKind kind, std::uint64_t size, std::vector<Tile> tiles, std::vector<BarDoorbell> doorbells) {
+Result<Bar> Bar::Create(BarKind kind, std::uint64_t size, std::vector<Tile> tiles,
+                        std::vector<BarDoorbell> doorbells) {
   if (!SizeFits(kind, size)) return Err(Errc::kInvalidArgument, "BAR size");
   std::uint64_t next = 0;
   for (const Tile& tile : tiles) {
@@ -70,8 +73,8 @@ Result<void> Bar::Map(BarSpace& space, std::uint64_t base, Mutex& lock, const st
   mapped_ = base;
   if (kind_ == BarKind::kIo) return {};
   for (const BarDoorbell& bell : doorbells_) {
-    auto registered =
-        space.doorbells().Register(memory::Gpa(base + bell.offset), bell.width, bell.match, *bell.event);
+    auto registered = space.doorbells().Register(memory::Gpa(base + bell.offset), bell.width,
+                                                 bell.match, *bell.event);
     if (registered) {
       bells_.push_back(std::move(*registered));
     } else {
@@ -81,17 +84,21 @@ Result<void> Bar::Map(BarSpace& space, std::uint64_t base, Mutex& lock, const st
   return {};
 }
 
-Result<void> Bar::MapTiles(BarSpace& space, std::uint64_t base, Mutex& lock, const std::string& name) {
+Result<void> Bar::MapTiles(BarSpace& space, std::uint64_t base, Mutex& lock,
+                           const std::string& name) {
   const bool io = kind_ == BarKind::kIo;
   claim_ = TRY(space.Take(io, base, size_));
-  bus::Bus& bus = io ? *space.ports() : space.memory();  // Take refuses I/O where there are no ports
+  bus::Bus& bus =
+      io ? *space.ports() : space.memory();  // Take refuses I/O where there are no ports
   for (const Tile& tile : tiles_) {
     if (const auto* trapped = std::get_if<Trapped>(&tile)) {
-      registrations_.push_back(TRY(bus.Add(base + trapped->offset, trapped->length, *trapped->handler, lock,
-                                           name + " " + std::string(trapped->name))));
+      registrations_.push_back(
+          TRY(bus.Add(base + trapped->offset, trapped->length, *trapped->handler, lock,
+                      name + " " + std::string(trapped->name))));
     } else {
       const auto& pages = std::get<Pages>(tile);
-      mappings_.push_back(TRY(space.pages().Map(memory::Gpa(base + pages.offset), pages.host, pages.access)));
+      mappings_.push_back(
+          TRY(space.pages().Map(memory::Gpa(base + pages.offset), pages.host, pages.access)));
     }
   }
   return {};

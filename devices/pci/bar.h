@@ -1,15 +1,19 @@
 #pragma once
 
-// Bar: one base address register's range, tiled: every byte is either trapped to a handler or a page mapped into the guest.
+// Bar: one base address register's range, tiled: every byte is either trapped to a handler or a
+// page mapped into the guest.
 //
-//   Bar bar = TRY(Bar::Create(BarKind::kMem64, 0x4000,
-//                             {Trapped{0, 0x2000, &registers, "regs"}, Pages{0x2000, portal, Access::kWrite, "portal"}}));
+//   std::vector<Tile> tiles{Trapped{0, 0x2000, &registers, "regs"},
+//                           Pages{0x2000, portal, Access::kWrite, "portal"}};
+//   Bar bar = TRY(Bar::Create(BarKind::kMem64, 0x4000, std::move(tiles)));
 //   TRY(bar.Map(space, base, function_lock, "00:03.0 bar0"));
 //
 // Is not the register in config space: PciFunction reads that, and maps and unmaps by COMMAND.
-// Ownership: borrows handlers, host pages and events, which outlive it. Threads: the function's lock, under which Map and Unmap run and
-// with which its handlers are registered; after Unmap no handler call is in progress and no page is mapped.
-// A handler sees offsets from the start of its tile.
+//
+// Ownership: borrows handlers, host pages and events, which outlive it. Threads: the function's
+// lock, under which Map and Unmap run and with which its handlers are registered; after Unmap no
+// handler call is in progress and no page is mapped. A handler sees offsets from the start of its
+// tile.
 
 #include <cstdint>
 #include <memory>
@@ -58,8 +62,9 @@ using Tile = std::variant<Trapped, Pages>;
 [[nodiscard]] std::uint64_t TileLength(const Tile& tile);
 [[nodiscard]] std::string_view TileName(const Tile& tile);
 
-// A write at `offset` inside a Trapped tile that should signal `event` without an exit. Where the platform cannot (or no longer has
-// room), the write reaches the tile's handler instead, which must do the same.
+// A write at `offset` inside a Trapped tile that should signal `event` without an exit. Where the
+// platform cannot (or no longer has room), the write reaches the tile's handler instead, which must
+// do the same.
 struct BarDoorbell {
   std::uint64_t offset = 0;
   std::uint32_t width = 0;  // 0: any
@@ -69,8 +74,9 @@ struct BarDoorbell {
 
 class Bar {
  public:
-  // size: a power of two: memory 16 bytes up to 2^31 (32-bit) or 2^62, I/O 4 to 256 bytes. Tiles in ascending order cover it without gap
-  // or overlap (kInvalidArgument); only Trapped ones in an I/O BAR.
+  // size: a power of two: memory 16 bytes up to 2^31 (32-bit) or 2^62, I/O 4 to 256 bytes. Tiles in
+  // ascending order cover it without gap or overlap (kInvalidArgument); only Trapped ones in an I/O
+  // BAR.
   [[nodiscard]] static Result<Bar> Create(BarKind kind, std::uint64_t size, std::vector<Tile> tiles,
                                           std::vector<BarDoorbell> doorbells = {});
 
@@ -80,14 +86,16 @@ class Bar {
   // Where it is decoded now, if it is.
   [[nodiscard]] std::optional<std::uint64_t> mapped() const { return mapped_; }
 
-  // Whole or not at all. Not mapped already (CHECK). Errors: BarSpace::Take's, and what the bus or the page mapper refuses. A doorbell
-  // the platform refuses is no error; missing_doorbells() counts them.
-  [[nodiscard]] Result<void> Map(BarSpace& space, std::uint64_t base, Mutex& lock, const std::string& name);
+  // Whole or not at all. Not mapped already (CHECK). Errors: BarSpace::Take's, and what the bus or
+  // the page mapper refuses. A doorbell the platform refuses is no error; missing_doorbells()
+  // counts them.
+  [[nodiscard]] Result<void> Map(BarSpace& space, std::uint64_t base, Mutex& lock,
+                                 const std::string& name);
   void Unmap();
   [[nodiscard]] std::uint64_t missing_doorbells() const { return missing_doorbells_; }
 
-  // An access by other means than the bus (a window in config space), with the function's lock held. False, and nothing done, when it does
-  // not lie inside one Trapped tile.
+  // An access by other means than the bus (a window in config space), with the function's lock
+  // held. False, and nothing done, when it does not lie inside one Trapped tile.
   bool Read(std::uint64_t offset, std::span<std::byte> data) const;
   bool Write(std::uint64_t offset, std::span<const std::byte> data) const;
 
@@ -95,7 +103,8 @@ class Bar {
   Bar(BarKind kind, std::uint64_t size, std::vector<Tile> tiles, std::vector<BarDoorbell> doorbells)
       : kind_(kind), size_(size), tiles_(std::move(tiles)), doorbells_(std::move(doorbells)) {}
   [[nodiscard]] const Trapped* FindTrapped(std::uint64_t offset, std::size_t width) const;
-  [[nodiscard]] Result<void> MapTiles(BarSpace& space, std::uint64_t base, Mutex& lock, const std::string& name);
+  [[nodiscard]] Result<void> MapTiles(BarSpace& space, std::uint64_t base, Mutex& lock,
+                                      const std::string& name);
 
   BarKind kind_;
   std::uint64_t size_;

@@ -26,9 +26,11 @@ void Claim::Release() {
 }
 
 Result<Claim> BarSpace::Take(bool io, std::uint64_t base, std::uint64_t size) {
-  const bool inside = io ? ports_ != nullptr && windows_.io.Contains(base, size)
-                         : windows_.memory32.Contains(base, size) || windows_.memory64.Contains(base, size);
-  if (!inside || size == 0) return Err(Errc::kGuestRange, "decode BAR outside the bridge's windows");
+  const bool inside =
+      io ? ports_ != nullptr && windows_.io.Contains(base, size)
+         : windows_.memory32.Contains(base, size) || windows_.memory64.Contains(base, size);
+  if (!inside || size == 0)
+    return Err(Errc::kGuestRange, "decode BAR outside the bridge's windows");
   const MutexLock lock(mutex_);
   Ranges& ranges = io ? io_claims_ : memory_claims_;
   const auto above = ranges.lower_bound(base);

@@ -1,10 +1,12 @@
 #pragma once
 
-// BarSpace: where the functions of one host bridge may be decoded: its windows, who occupies them now, and the buses, page mapper and
-// doorbells a mapped BAR uses.
+// BarSpace: where the functions of one host bridge may be decoded: its windows, who occupies them
+// now, and the buses, page mapper and doorbells a mapped BAR uses.
 //
-// A BAR is decoded only inside a window of its host bridge and where no other BAR is; RAM, the APICs and ECAM lie outside all windows,
-// so a guest that moves a BAR can hide nothing but its own device. Windows of `memory32` end below 4 GiB.
+// A BAR is decoded only inside a window of its host bridge and where no other BAR is; RAM, the
+// APICs and ECAM lie outside all windows, so a guest that moves a BAR can hide nothing but its
+// own device. Windows of `memory32` end below 4 GiB.
+//
 // Ownership: borrows all it is given. Threads: any; its mutex is a leaf.
 
 #include <cstdint>
@@ -55,7 +57,8 @@ class Claim {
 class BarSpace {
  public:
   // `ports` may be null: there are no I/O BARs then.
-  BarSpace(const Windows& windows, bus::Bus& memory, bus::Bus* ports, bus::PageMapper& pages, bus::Doorbells& doorbells)
+  BarSpace(const Windows& windows, bus::Bus& memory, bus::Bus* ports, bus::PageMapper& pages,
+           bus::Doorbells& doorbells)
       : windows_(windows), memory_(memory), ports_(ports), pages_(pages), doorbells_(doorbells) {}
 
   // kGuestRange outside the windows, kOverlap where another claim is.

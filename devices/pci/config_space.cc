@@ -9,12 +9,17 @@ namespace {
 
 constexpr std::size_t kDword = 4;
 
-constexpr std::uint32_t AlignDword(std::uint32_t offset) { return (offset + 3) & ~std::uint32_t{3}; }
+constexpr std::uint32_t AlignDword(std::uint32_t offset) {
+  return (offset + 3) & ~std::uint32_t{3};
+}
 
 }  // namespace
 
 ConfigSpace::ConfigSpace(const Identity& identity)
-    : values_(kConventionalEnd), reset_(kConventionalEnd), writable_(kConventionalEnd), w1c_(kConventionalEnd) {
+    : values_(kConventionalEnd),
+      reset_(kConventionalEnd),
+      writable_(kConventionalEnd),
+      w1c_(kConventionalEnd) {
   Set<std::uint16_t>(kVendorId, identity.vendor);
   Set<std::uint16_t>(kDeviceId, identity.device);
   Set<std::uint8_t>(kRevisionId, identity.revision);
@@ -66,7 +71,8 @@ bool ConfigSpace::Write(std::uint32_t offset, std::span<const std::byte> data) {
     const std::size_t at = offset + i;
     if (at >= values_.size()) break;
     const auto written = std::to_integer<std::uint8_t>(data[i]);
-    const auto kept = static_cast<std::uint8_t>(values_[at] & ~writable_[at] & ~(w1c_[at] & written));
+    const auto kept =
+        static_cast<std::uint8_t>(values_[at] & ~writable_[at] & ~(w1c_[at] & written));
     values_[at] = static_cast<std::uint8_t>(kept | (written & writable_[at]));
   }
   return true;
@@ -79,7 +85,8 @@ std::uint64_t ConfigSpace::Load(std::uint32_t offset, std::size_t width) const {
   return value;
 }
 
-void ConfigSpace::Store(std::uint32_t offset, std::size_t width, std::uint64_t value, bool also_reset) {
+void ConfigSpace::Store(std::uint32_t offset, std::size_t width, std::uint64_t value,
+                        bool also_reset) {
   CHECK(offset < values_.size() && width <= values_.size() - offset);
   for (std::size_t i = 0; i < width; ++i) {
     values_[offset + i] = static_cast<std::uint8_t>(value >> (8 * i));
@@ -87,7 +94,8 @@ void ConfigSpace::Store(std::uint32_t offset, std::size_t width, std::uint64_t v
   }
 }
 
-void ConfigSpace::SetMasks(std::uint32_t offset, std::size_t width, std::uint64_t writable, std::uint64_t w1c) {
+void ConfigSpace::SetMasks(std::uint32_t offset, std::size_t width, std::uint64_t writable,
+                           std::uint64_t w1c) {
   CHECK(offset < values_.size() && width <= values_.size() - offset);
   CHECK((writable & w1c) == 0);
   for (std::size_t i = 0; i < width; ++i) {
@@ -119,7 +127,8 @@ Result<std::uint8_t> ConfigSpace::AddCapability(std::uint8_t id, std::span<const
     if (!writable.empty()) Allow<std::uint8_t>(byte_at, writable[i]);
   }
   // PCI 3.0 6.7: the list starts at 0x34 and Status says that there is one.
-  Set<std::uint8_t>(last_capability_ == 0 ? kCapabilitiesPointer : last_capability_ + 1, static_cast<std::uint8_t>(at));
+  Set<std::uint8_t>(last_capability_ == 0 ? kCapabilitiesPointer : last_capability_ + 1,
+                    static_cast<std::uint8_t>(at));
   STATUS status{{Get<std::uint16_t>(kStatus)}};
   status.Set<STATUS::CapabilitiesList>(true);
   Set<std::uint16_t>(kStatus, status.raw);
@@ -133,7 +142,8 @@ Result<std::uint16_t> ConfigSpace::AddExtendedCapability(std::uint16_t id, std::
                                                          std::span<const std::uint8_t> writable) {
   CHECK(writable.empty() || writable.size() == body.size());
   const std::uint32_t at = next_extended_;
-  if (at + 4 + body.size() > kConfigEnd) return Err(Errc::kExhausted, "add PCI extended capability");
+  if (at + 4 + body.size() > kConfigEnd)
+    return Err(Errc::kExhausted, "add PCI extended capability");
   Grow();
   // PCI Express 3.0 7.9.3: ID 15:0, version 19:16, offset of the next one 31:20.
   Set<std::uint32_t>(at, id | (std::uint32_t{version} & 0xf) << 16);
@@ -153,17 +163,20 @@ Result<std::uint16_t> ConfigSpace::AddExtendedCapability(std::uint16_t id, std::
 ConfigState ConfigSpace::Save() const {
   ConfigState state;
   state.registers.resize(values_.size() / kDword);
-  for (std::uint32_t i = 0; i < state.registers.size(); ++i) state.registers[i] = Get<std::uint32_t>(i * 4);
+  for (std::uint32_t i = 0; i < state.registers.size(); ++i)
+    state.registers[i] = Get<std::uint32_t>(i * 4);
   return state;
 }
 
 Result<void> ConfigSpace::Restore(const ConfigState& state) {
-  if (state.registers.size() != values_.size() / kDword) return Err(Errc::kBadFormat, "PCI config state size");
+  if (state.registers.size() != values_.size() / kDword)
+    return Err(Errc::kBadFormat, "PCI config state size");
   std::vector<std::uint8_t> values(values_.size());
   for (std::size_t i = 0; i < values.size(); ++i) {
     values[i] = static_cast<std::uint8_t>(state.registers[i / kDword] >> (8 * (i % kDword)));
     const auto fixed = static_cast<std::uint8_t>(~(writable_[i] | w1c_[i]));
-    if (((values[i] ^ values_[i]) & fixed) != 0) return Err(Errc::kBadFormat, "PCI config state of another function");
+    if (((values[i] ^ values_[i]) & fixed) != 0)
+      return Err(Errc::kBadFormat, "PCI config state of another function");
   }
   values_ = std::move(values);
   return {};

@@ -1,17 +1,20 @@
 #pragma once
 
-// ConfigSpace: the 4 KiB configuration space of one PCI Express function (type 0 header), as values with masks: every bit is
-// read-only, writable, or cleared by writing 1.
+// ConfigSpace: the 4 KiB configuration space of one PCI Express function (type 0 header), as
+// values with masks: every bit is read-only, writable, or cleared by writing 1.
 //
-//   ConfigSpace config({.vendor = 0x1af4, .device = 0x1041, .revision = 1, .class_code = 0x020000});
-//   std::uint16_t at = TRY(config.AddCapability(kCapVendor, body, writable));
-//   config.Write(kCommand, bytes);                              // the guest: masked
-//   COMMAND command{{config.Get<std::uint16_t>(kCommand)}};     // the device
+//   ConfigSpace config({.vendor = 0x1af4, .device = 0x1041, .class_code = 0x020000});
+//   std::uint32_t at = TRY(config.AddCapability(kCapVendor, body, writable));
+//   config.Write(kCommand, bytes);                           // the guest: masked
+//   COMMAND command{{config.Get<std::uint16_t>(kCommand)}};  // the device
 //
-// Is not: what a write means. PciFunction reacts to COMMAND, the BARs and MSI-X control by looking at the values afterwards, so a
-// side effect never depends on the width or offset the guest chose. A function whose registers live elsewhere (an assigned device)
-// overlays reads and writes in PciFunction's hooks.
-// Threads: not synchronised; the function's lock. Source: PCI Local Bus 3.0 chapter 6, PCI Express Base 3.0 chapter 7.
+// Is not: what a write means. PciFunction reacts to COMMAND, the BARs and MSI-X control by
+// looking at the values afterwards, so a side effect never depends on the width or offset the
+// guest chose. A function whose registers live elsewhere (an assigned device) overlays reads and
+// writes in PciFunction's hooks.
+//
+// Threads: not synchronised; the function's lock. Source: PCI Local Bus 3.0 chapter 6, PCI
+// Express Base 3.0 chapter 7.
 
 #include <concepts>
 #include <cstddef>
@@ -33,7 +36,8 @@ struct Identity {
   std::uint16_t subsystem = 0;
 };
 
-// Saved state: the registers as little-endian dwords, 64 of them, or 1024 for a function with extended capabilities.
+// Saved state: the registers as little-endian dwords, 64 of them, or 1024 for a function with
+// extended capabilities.
 struct ConfigState {
   std::vector<std::uint32_t> registers;
 };
@@ -43,8 +47,8 @@ class ConfigSpace {
   explicit ConfigSpace(const Identity& identity);
 
   // --- the guest's side ---
-  // 1, 2 or 4 bytes within one aligned dword, or an aligned 8 bytes (as two dwords). False for any other access: it reads as all
-  // ones and writes nothing.
+  // 1, 2 or 4 bytes within one aligned dword, or an aligned 8 bytes (as two dwords). False for any
+  // other access: it reads as all ones and writes nothing.
   [[nodiscard]] bool Read(std::uint32_t offset, std::span<std::byte> data) const;
   bool Write(std::uint32_t offset, std::span<const std::byte> data);
   [[nodiscard]] static bool Accepts(std::uint32_t offset, std::size_t width);
@@ -75,19 +79,22 @@ class ConfigSpace {
     AddWritable(offset, sizeof(U), writable);
   }
 
-  // Appends a capability to the chain at 0x34, dword aligned, and answers its offset. `body` is what follows the ID and next bytes;
-  // `writable` says which of its bits the guest may write and is as long or empty. kExhausted when it does not fit below 0x100.
-  [[nodiscard]] Result<std::uint8_t> AddCapability(std::uint8_t id, std::span<const std::uint8_t> body,
+  // Appends a capability to the chain at 0x34, dword aligned, and answers its offset. `body` is
+  // what follows the ID and next bytes; `writable` says which of its bits the guest may write and
+  // is as long or empty. kExhausted when it does not fit below 0x100.
+  [[nodiscard]] Result<std::uint8_t> AddCapability(std::uint8_t id,
+                                                   std::span<const std::uint8_t> body,
                                                    std::span<const std::uint8_t> writable = {});
   // The same for the extended chain, which starts at 0x100; `body` follows the 4-byte header.
-  [[nodiscard]] Result<std::uint16_t> AddExtendedCapability(std::uint16_t id, std::uint8_t version,
-                                                            std::span<const std::uint8_t> body,
-                                                            std::span<const std::uint8_t> writable = {});
+  [[nodiscard]] Result<std::uint16_t> AddExtendedCapability(
+      std::uint16_t id, std::uint8_t version, std::span<const std::uint8_t> body,
+      std::span<const std::uint8_t> writable = {});
 
   // Every register to its value after reset.
   void Reset() { values_ = reset_; }
   [[nodiscard]] ConfigState Save() const;
-  // kBadFormat, and nothing changed, when the size differs or a bit the guest cannot write differs from this function's.
+  // kBadFormat, and nothing changed, when the size differs or a bit the guest cannot write differs
+  // from this function's.
   [[nodiscard]] Result<void> Restore(const ConfigState& state);
 
  private:

@@ -8,9 +8,12 @@
 namespace postern::pci {
 namespace {
 
-constexpr std::uint32_t BarRegister(std::size_t index) { return kBar0 + 4 * static_cast<std::uint32_t>(index); }
+constexpr std::uint32_t BarRegister(std::size_t index) {
+  return kBar0 + 4 * static_cast<std::uint32_t>(index);
+}
 
-constexpr bool Touches(std::uint32_t offset, std::size_t width, std::uint32_t begin, std::uint32_t end) {
+constexpr bool Touches(std::uint32_t offset, std::size_t width, std::uint32_t begin,
+                       std::uint32_t end) {
   return offset < end && offset + width > begin;
 }
 
@@ -41,23 +44,28 @@ std::uint64_t PciFunction::BarAddress(std::size_t index) const {
   if (index >= bars_.size() || !bars_[index]) return 0;
   const Bar& bar = *bars_[index];
   std::uint64_t address = config_.Get<std::uint32_t>(BarRegister(index));
-  if (Is64Bit(bar.kind())) address |= std::uint64_t{config_.Get<std::uint32_t>(BarRegister(index + 1))} << 32;
+  if (Is64Bit(bar.kind()))
+    address |= std::uint64_t{config_.Get<std::uint32_t>(BarRegister(index + 1))} << 32;
   return address & ~(bar.size() - 1);
 }
 
 Result<void> PciFunction::AddBar(std::size_t index, Bar bar) {
   const bool wide = Is64Bit(bar.kind());
-  if (index + (wide ? 1 : 0) >= kBarCount || bars_[index]) return Err(Errc::kInvalidArgument, "BAR index");
+  if (index + (wide ? 1 : 0) >= kBarCount || bars_[index])
+    return Err(Errc::kInvalidArgument, "BAR index");
   if (wide && bars_[index + 1]) return Err(Errc::kInvalidArgument, "BAR index of the upper half");
   if (index > 0 && bars_[index - 1] && Is64Bit(bars_[index - 1]->kind())) {
     return Err(Errc::kInvalidArgument, "BAR index is the upper half of another");
   }
-  // PCI 3.0 6.2.5.1: the bits below the size are hard-wired to 0, so that sizing by writing ones needs no case of its own.
+  // PCI 3.0 6.2.5.1: the bits below the size are hard-wired to 0, so that sizing by writing ones
+  // needs no case of its own.
   const std::uint64_t writable = ~(bar.size() - 1);
   const std::uint32_t type = TypeBits(bar.kind());
   config_.Set<std::uint32_t>(BarRegister(index), type);
   config_.Allow<std::uint32_t>(BarRegister(index), static_cast<std::uint32_t>(writable));
-  if (wide) config_.Allow<std::uint32_t>(BarRegister(index + 1), static_cast<std::uint32_t>(writable >> 32));
+  if (wide)
+    config_.Allow<std::uint32_t>(BarRegister(index + 1),
+                                 static_cast<std::uint32_t>(writable >> 32));
   COMMAND decode;
   if (bar.kind() == BarKind::kIo) {
     decode.Set<COMMAND::IoSpace>(true);
@@ -69,8 +77,8 @@ Result<void> PciFunction::AddBar(std::size_t index, Bar bar) {
   return {};
 }
 
-Result<void> PciFunction::AddMsix(std::unique_ptr<MsixTable> table, std::uint8_t bar, std::uint32_t table_offset,
-                                  std::uint32_t pba_offset) {
+Result<void> PciFunction::AddMsix(std::unique_ptr<MsixTable> table, std::uint8_t bar,
+                                  std::uint32_t table_offset, std::uint32_t pba_offset) {
   const std::uint16_t vectors = table->size();
   if (msix_ != nullptr || bar >= kBarCount || !bars_[bar] || bars_[bar]->kind() == BarKind::kIo) {
     return Err(Errc::kInvalidArgument, "MSI-X BAR");
@@ -78,8 +86,8 @@ Result<void> PciFunction::AddMsix(std::unique_ptr<MsixTable> table, std::uint8_t
   const std::uint64_t size = bars_[bar]->size();
   // PCI 3.0 6.8.2.4: the low three bits of each offset register name the BAR.
   const bool aligned = table_offset % 8 == 0 && pba_offset % 8 == 0;
-  if (!aligned || table_offset > size || MsixTable::TableBytes(vectors) > size - table_offset || pba_offset > size ||
-      MsixTable::PbaBytes(vectors) > size - pba_offset) {
+  if (!aligned || table_offset > size || MsixTable::TableBytes(vectors) > size - table_offset ||
+      pba_offset > size || MsixTable::PbaBytes(vectors) > size - pba_offset) {
     return Err(Errc::kInvalidArgument, "MSI-X table outside its BAR");
   }
   std::array<std::uint8_t, kMsixCapSize - 2> body{};
@@ -116,8 +124,10 @@ void PciFunction::Detach() {
 void PciFunction::PlaceBar(std::size_t index, std::uint64_t address) {
   CHECK(index < bars_.size() && bars_[index] && address % bars_[index]->size() == 0);
   const BarKind kind = bars_[index]->kind();
-  config_.Set<std::uint32_t>(BarRegister(index), static_cast<std::uint32_t>(address) | TypeBits(kind));
-  if (Is64Bit(kind)) config_.Set<std::uint32_t>(BarRegister(index + 1), static_cast<std::uint32_t>(address >> 32));
+  config_.Set<std::uint32_t>(BarRegister(index),
+                             static_cast<std::uint32_t>(address) | TypeBits(kind));
+  if (Is64Bit(kind))
+    config_.Set<std::uint32_t>(BarRegister(index + 1), static_cast<std::uint32_t>(address >> 32));
   UpdateDecoding();
 }
 
@@ -138,11 +148,12 @@ void PciFunction::WriteConfig(std::uint32_t offset, std::span<const std::byte> d
   config_writes_.Add();
   OnConfigWrite(offset, data);
   config_.Write(offset, data);
-  if (Touches(offset, data.size(), kCommand, kCommand + 2) || Touches(offset, data.size(), kBar0, kBarEnd)) {
+  if (Touches(offset, data.size(), kCommand, kCommand + 2) ||
+      Touches(offset, data.size(), kBar0, kBarEnd)) {
     UpdateDecoding();
   }
-  if (msix_ != nullptr &&
-      Touches(offset, data.size(), msix_capability_ + kMsixControl, msix_capability_ + kMsixControl + 2)) {
+  if (msix_ != nullptr && Touches(offset, data.size(), msix_capability_ + kMsixControl,
+                                  msix_capability_ + kMsixControl + 2)) {
     UpdateMsix();
   }
   OnConfigWritten(offset, data);
@@ -159,9 +170,10 @@ std::optional<std::uint64_t> PciFunction::Wanted(std::size_t index) const {
 }
 
 void PciFunction::UpdateDecoding() {
-  const bool decode =
-      space_ != nullptr && COMMAND{{config_.Get<std::uint16_t>(kCommand)}}.Get<COMMAND::MemorySpace>();
-  // All that moves or goes is given up before anything is claimed: two BARs of one function may swap places.
+  const bool decode = space_ != nullptr &&
+                      COMMAND{{config_.Get<std::uint16_t>(kCommand)}}.Get<COMMAND::MemorySpace>();
+  // All that moves or goes is given up before anything is claimed: two BARs of one function may
+  // swap places.
   for (std::size_t i = 0; i < kBarCount; ++i) {
     if (bars_[i] && bars_[i]->mapped() && bars_[i]->mapped() != Wanted(i)) bars_[i]->Unmap();
   }
@@ -177,8 +189,8 @@ void PciFunction::UpdateDecoding() {
       bar_maps_.Add();
     } else {
       bar_refusals_.Add();
-      GUEST_LOG("pci", "{} {}: BAR {} stays unmapped at {:#x}: {}", ToString(bdf_), name_, i, *wanted,
-                mapped.error().op);
+      GUEST_LOG("pci", "{} {}: BAR {} stays unmapped at {:#x}: {}", ToString(bdf_), name_, i,
+                *wanted, mapped.error().op);
     }
   }
 }
@@ -204,7 +216,8 @@ FunctionState PciFunction::SaveFunction() {
 }
 
 Result<void> PciFunction::RestoreFunction(const FunctionState& state) {
-  if (state.msix.has_value() != (msix_ != nullptr)) return Err(Errc::kBadFormat, "PCI function state without MSI-X");
+  if (state.msix.has_value() != (msix_ != nullptr))
+    return Err(Errc::kBadFormat, "PCI function state without MSI-X");
   ConfigSpace config = config_;
   TRY(config.Restore(state.config));
   if (msix_ != nullptr) {

@@ -1,18 +1,25 @@
 #pragma once
 
-// PciFunction: one PCI function: its config space, its BARs and its MSI-X table, and the reactions every function has in common: BARs are
-// decoded as COMMAND and their registers say, MSI-X follows message control.
+// PciFunction: one PCI function: its config space, its BARs and its MSI-X table, and the
+// reactions every function has in common: BARs are decoded as COMMAND and their registers say,
+// MSI-X follows message control.
 //
 //   class Vdev final : public pci::PciFunction {
 //     Vdev() : PciFunction("vdev0", {...}) {}
-//     Result<void> Init() { TRY(AddBar(0, TRY(Bar::Create(...)))); TRY(AddMsix(std::move(table), 0, 0x3000, 0x4000)); ... }
+//     Result<void> Init() {
+//       TRY(AddBar(0, std::move(bar)));
+//       return AddMsix(std::move(table), 0, 0x3000, 0x4000);
+//     }
 //   };
 //   Bdf where = TRY(root.Add(*vdev));
 //
-// Moving: a BAR register written while decoding is on takes effect at once: the old range is unmapped, the new one mapped. A place that is
-// taken, outside the windows, or 0 leaves the BAR unmapped until COMMAND or a BAR is written again; that is counted and logged.
-// Ownership: the creator owns it and removes it from its root before destroying it. Threads: one lock for all of it, also held while BAR
-// handlers run; the root takes it for config accesses. Lock order: root, function, then leaves (bus, BarSpace, MsixTable, platform).
+// Moving: a BAR register written while decoding is on takes effect at once: the old range is
+// unmapped, the new one mapped. A place that is taken, outside the windows, or 0 leaves the BAR
+// unmapped until COMMAND or a BAR is written again; that is counted and logged.
+//
+// Ownership: the creator owns it and removes it from its root before destroying it (CHECK).
+// Threads: one lock for all of it, also held while BAR handlers run; the root takes it for config
+// accesses. Lock order: root, function, then leaves (bus, BarSpace, MsixTable, platform).
 
 #include <array>
 #include <cstdint>
@@ -40,7 +47,8 @@ struct FunctionState {
 
 class PciFunction {
  public:
-  PciFunction(std::string name, const Identity& identity) : name_(std::move(name)), config_(identity) {}
+  PciFunction(std::string name, const Identity& identity)
+      : name_(std::move(name)), config_(identity) {}
   virtual ~PciFunction();
   PciFunction(const PciFunction&) = delete;
   PciFunction& operator=(const PciFunction&) = delete;
@@ -60,24 +68,27 @@ class PciFunction {
   void Attach(BarSpace& space, Bdf where) REQUIRES(lock_);
   // Unmaps everything.
   void Detach() REQUIRES(lock_);
-  // Before boot, as firmware would: the register after reset and now. `address` is aligned to the BAR's size.
+  // Before boot, as firmware would: the register after reset and now. `address` is aligned to the
+  // BAR's size.
   void PlaceBar(std::size_t index, std::uint64_t address) REQUIRES(lock_);
   void ReadConfig(std::uint32_t offset, std::span<std::byte> data) REQUIRES(lock_);
   void WriteConfig(std::uint32_t offset, std::span<const std::byte> data) REQUIRES(lock_);
 
-  // Function reset: decoding off, registers as after power-on with BARs at 0 (as placed, if the monitor placed them), vectors masked.
+  // Function reset: decoding off, registers as after power-on with BARs at 0 (as placed, if the
+  // monitor placed them), vectors masked.
   void Reset() REQUIRES(lock_);
   [[nodiscard]] FunctionState SaveFunction() REQUIRES(lock_);
-  // Refuses (kBadFormat) what SaveFunction of the same kind of function could not have given; BARs are then decoded as the state says.
+  // Refuses (kBadFormat) what SaveFunction of the same kind of function could not have given; BARs
+  // are then decoded as the state says.
   [[nodiscard]] Result<void> RestoreFunction(const FunctionState& state) REQUIRES(lock_);
   virtual void ReportCounters(CounterSink& sink) const;
 
  protected:
-  // Set-up, before the function is attached. kInvalidArgument: index taken, no room for the upper half of a 64-bit BAR, tables outside
-  // the BAR.
+  // Set-up, before the function is attached. kInvalidArgument: index taken, no room for the upper
+  // half of a 64-bit BAR, tables outside the BAR.
   [[nodiscard]] Result<void> AddBar(std::size_t index, Bar bar);
-  [[nodiscard]] Result<void> AddMsix(std::unique_ptr<MsixTable> table, std::uint8_t bar, std::uint32_t table_offset,
-                                     std::uint32_t pba_offset);
+  [[nodiscard]] Result<void> AddMsix(std::unique_ptr<MsixTable> table, std::uint8_t bar,
+                                     std::uint32_t table_offset, std::uint32_t pba_offset);
 
   // --- hooks, with the lock held; offset and width were accepted ---
   // `data` holds this space's value; the hook may replace bytes of it.

@@ -11,7 +11,8 @@ constexpr std::uint32_t kVectorMasked = MSIX_VECTOR_CONTROL::Mask::kMask;
 
 std::uint64_t LoadLittle(std::span<const std::byte> data) {
   std::uint64_t value = 0;
-  for (std::size_t i = data.size(); i-- > 0;) value = (value << 8) | std::to_integer<std::uint64_t>(data[i]);
+  for (std::size_t i = data.size(); i-- > 0;)
+    value = (value << 8) | std::to_integer<std::uint64_t>(data[i]);
   return value;
 }
 
@@ -21,13 +22,16 @@ void StoreLittle(std::uint64_t value, std::span<std::byte> data) {
 
 // PCI 3.0 6.8.2: software uses aligned dword or qword accesses.
 bool Accepts(std::uint64_t offset, std::size_t width, std::uint64_t bytes) {
-  return (width == 4 || width == 8) && offset % width == 0 && offset < bytes && width <= bytes - offset;
+  return (width == 4 || width == 8) && offset % width == 0 && offset < bytes &&
+         width <= bytes - offset;
 }
 
 }  // namespace
 
-Result<std::unique_ptr<MsixTable>> MsixTable::Create(bus::InterruptSource& interrupts, std::uint16_t vectors) {
-  if (vectors == 0 || vectors > kMsixMaxVectors) return Err(Errc::kInvalidArgument, "MSI-X vector count");
+Result<std::unique_ptr<MsixTable>> MsixTable::Create(bus::InterruptSource& interrupts,
+                                                     std::uint16_t vectors) {
+  if (vectors == 0 || vectors > kMsixMaxVectors)
+    return Err(Errc::kInvalidArgument, "MSI-X vector count");
   return std::unique_ptr<MsixTable>(new MsixTable(interrupts, vectors));
 }
 
@@ -44,7 +48,8 @@ void MsixTable::Trigger(std::uint16_t vector) {
     trigger->Signal();
     return;
   }
-  // Never unmasked so far. EnsureRoute publishes the trigger under this mutex and then looks at `pending`.
+  // Never unmasked so far. EnsureRoute publishes the trigger under this mutex and then looks at
+  // `pending`.
   const MutexLock lock(pending_mutex_);
   if (const EventFd* trigger = v.trigger.load(std::memory_order_relaxed)) {
     trigger->Signal();
@@ -75,7 +80,8 @@ Result<void> MsixTable::Open(std::size_t index) {
   Vector& v = vectors_[index];
   if (!EnsureRoute(index)) return Err(Errc::kExhausted, "MSI-X route");
   const MsixTableEntry& entry = entries_[index];
-  const bus::MsiMessage message{entry.msg_addr_lo | std::uint64_t{entry.msg_addr_hi} << 32, entry.msg_data};
+  const bus::MsiMessage message{entry.msg_addr_lo | std::uint64_t{entry.msg_addr_hi} << 32,
+                                entry.msg_data};
   if (!v.has_message || message != v.message) {
     TRY(v.route->Set(message));
     v.message = message;
@@ -99,7 +105,8 @@ void MsixTable::Apply(std::size_t index) {
   }
   if (!done) {
     route_errors_.Add();
-    GUEST_LOG("pci", "MSI-X vector {}: {} failed (errno {})", index, done.error().op, done.error().sys_errno);
+    GUEST_LOG("pci", "MSI-X vector {}: {} failed (errno {})", index, done.error().op,
+              done.error().sys_errno);
   }
 }
 
@@ -114,7 +121,8 @@ void MsixTable::DropPending() {
 void MsixTable::SetControl(bool enable, bool function_masked) {
   const bool was_enabled = enabled_.load(std::memory_order_relaxed);
   if (enable == was_enabled && function_masked == function_masked_) return;
-  // A trigger that raced with the last disable may have left its signal: nothing from before survives an enable.
+  // A trigger that raced with the last disable may have left its signal: nothing from before
+  // survives an enable.
   if (enable && !was_enabled) DropPending();
   function_masked_ = function_masked;
   enabled_.store(enable, std::memory_order_release);
@@ -211,7 +219,9 @@ void MsixTable::PbaHandler::Read(std::uint64_t offset, std::span<std::byte> data
 }
 
 // PCI 3.0 6.8.2.10: software should never write pending bits; the result is undefined.
-void MsixTable::PbaHandler::Write(std::uint64_t /*offset*/, std::span<const std::byte> /*data*/) { owner_.refused_.Add(); }
+void MsixTable::PbaHandler::Write(std::uint64_t /*offset*/, std::span<const std::byte> /*data*/) {
+  owner_.refused_.Add();
+}
 
 MsixState MsixTable::Save() const {
   MsixState state;
@@ -229,12 +239,15 @@ Result<void> MsixTable::Restore(const MsixState& state) {
     return Err(Errc::kBadFormat, "MSI-X state size");
   }
   for (const MsixTableEntry& entry : state.table_entries) {
-    if ((entry.msg_addr_lo & ~kMsixAddressLowMask) != 0 || (entry.vector_ctl & ~kVectorMasked) != 0) {
+    if ((entry.msg_addr_lo & ~kMsixAddressLowMask) != 0 ||
+        (entry.vector_ctl & ~kVectorMasked) != 0) {
       return Err(Errc::kBadFormat, "MSI-X state entry");
     }
   }
-  const std::uint64_t last_valid = count % 64 == 0 ? ~std::uint64_t{0} : (std::uint64_t{1} << (count % 64)) - 1;
-  const bool any_pending = std::ranges::any_of(state.pba_entries, [](std::uint64_t word) { return word != 0; });
+  const std::uint64_t last_valid =
+      count % 64 == 0 ? ~std::uint64_t{0} : (std::uint64_t{1} << (count % 64)) - 1;
+  const bool any_pending =
+      std::ranges::any_of(state.pba_entries, [](std::uint64_t word) { return word != 0; });
   if ((state.pba_entries.back() & ~last_valid) != 0 || (any_pending && !state.enabled)) {
     return Err(Errc::kBadFormat, "MSI-X state pending bits");
   }

@@ -1,16 +1,21 @@
 #pragma once
 
-// MsixTable: a function's MSI-X vectors: the table and the pending bit array as the guest sees them, and a route per vector.
+// MsixTable: a function's MSI-X vectors: the table and the pending bit array as the guest sees
+// them, and a route per vector.
 //
 //   auto msix = TRY(MsixTable::Create(platform.interrupts, 3));
-//   ... Trapped{0x3000, 0x1000, &msix->table(), "msix-table"}, Trapped{0x4000, 0x1000, &msix->pba(), "msix-pba"}
+//   ... Trapped{0x3000, 0x1000, &msix->table(), "msix-table"},
+//       Trapped{0x4000, 0x1000, &msix->pba(), "msix-pba"} ...
 //   msix->Trigger(2);
 //
-// A route is asked for when its vector is first unmasked, so unused vectors cost nothing. While a vector is masked its triggers collect
-// (in the route's eventfd, or in a bit before there is one): they show in the PBA and are delivered once when it is unmasked. Triggers
-// while MSI-X is disabled are dropped, and disabling drops what is pending.
-// Ownership: borrows the InterruptSource. Threads: Trigger and enabled from any thread, without the function's lock; all else with it.
-// Source: PCI 3.0, 6.8.2 and 6.8.3. State names are cloud-hypervisor's MsixConfigState.
+// A route is asked for when its vector is first unmasked, so unused vectors cost nothing. While a
+// vector is masked its triggers collect (in the route's eventfd, or in a bit before there is
+// one): they show in the PBA and are delivered once when it is unmasked. Triggers while MSI-X is
+// disabled are dropped, and disabling drops what is pending.
+//
+// Ownership: borrows the InterruptSource. Threads: Trigger and enabled from any thread, without
+// the function's lock; all else with it. Source: PCI 3.0, 6.8.2 and 6.8.3. State names are
+// cloud-hypervisor's MsixConfigState.
 
 #include <atomic>
 #include <cstddef>
@@ -45,7 +50,8 @@ struct MsixState {
 class MsixTable {
  public:
   // 1..2048 vectors.
-  [[nodiscard]] static Result<std::unique_ptr<MsixTable>> Create(bus::InterruptSource& interrupts, std::uint16_t vectors);
+  [[nodiscard]] static Result<std::unique_ptr<MsixTable>> Create(bus::InterruptSource& interrupts,
+                                                                 std::uint16_t vectors);
   ~MsixTable();
   MsixTable(const MsixTable&) = delete;
   MsixTable& operator=(const MsixTable&) = delete;
@@ -54,8 +60,11 @@ class MsixTable {
   [[nodiscard]] static constexpr std::uint64_t TableBytes(std::uint16_t vectors) {
     return std::uint64_t{vectors} * kMsixEntrySize;
   }
-  [[nodiscard]] static constexpr std::uint64_t PbaBytes(std::uint16_t vectors) { return (std::uint64_t{vectors} + 63) / 64 * 8; }
-  // Dword and qword accesses, naturally aligned (6.8.2: others are undefined); others, and those beyond the end, read 0 and are ignored.
+  [[nodiscard]] static constexpr std::uint64_t PbaBytes(std::uint16_t vectors) {
+    return (std::uint64_t{vectors} + 63) / 64 * 8;
+  }
+  // Dword and qword accesses, naturally aligned (6.8.2: others are undefined); others, and those
+  // beyond the end, read 0 and are ignored.
   [[nodiscard]] bus::MmioHandler& table() { return table_handler_; }
   [[nodiscard]] bus::MmioHandler& pba() { return pba_handler_; }
 
@@ -68,18 +77,20 @@ class MsixTable {
 
   void Reset();
   [[nodiscard]] MsixState Save() const;
-  // kBadFormat, and nothing changed, for another vector count or reserved bits set. A route the platform refuses stays masked.
+  // kBadFormat, and nothing changed, for another vector count or reserved bits set. A route the
+  // platform refuses stays masked.
   [[nodiscard]] Result<void> Restore(const MsixState& state);
   void ReportCounters(CounterSink& sink) const;
 
  private:
   struct Vector {
-    std::unique_ptr<bus::MsiRoute> route;            // function's lock
-    std::atomic<const EventFd*> trigger{nullptr};    // of route, once there is one; never goes back to null
-    bool pending = false;                            // guarded by MsixTable::pending_mutex_; only while there is no route
-    bool masked = true;                              // what the route was told; function's lock
+    std::unique_ptr<bus::MsiRoute> route;  // function's lock
+    std::atomic<const EventFd*> trigger{
+        nullptr};          // of route, once there is one; never goes back to null
+    bool pending = false;  // guarded by MsixTable::pending_mutex_; only while there is no route
+    bool masked = true;    // what the route was told; function's lock
     bool has_message = false;
-    bus::MsiMessage message;                         // what the route was told last
+    bus::MsiMessage message;  // what the route was told last
   };
   class TableHandler final : public bus::MmioHandler {
    public:

@@ -1,6 +1,7 @@
 #pragma once
 
-// Offsets and fields of PCI configuration space. Source: PCI Local Bus 3.0, 6.1, 6.2, 6.7 and 6.8.2; PCI Express Base 3.0, 7.5 and 7.9.
+// Offsets and fields of PCI configuration space. Source: PCI Local Bus 3.0, 6.1, 6.2, 6.7
+// and 6.8.2; PCI Express Base 3.0, 7.5 and 7.9.
 
 #include <cstdint>
 

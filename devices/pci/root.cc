@@ -10,10 +10,12 @@ namespace {
 
 constexpr std::uint64_t kPageSize = 4096;
 constexpr std::uint64_t kFourGiB = std::uint64_t{1} << 32;
-// No x86 or Arm processor addresses more; it also keeps every sum of an address and a BAR size from wrapping.
+// No x86 or Arm processor addresses more; it also keeps every sum of an address and a BAR size from
+// wrapping.
 constexpr std::uint64_t kMaxAddress = std::uint64_t{1} << 52;
 
-constexpr Identity kBridgeIdentity{.vendor = 0x1b36, .device = 0x0008, .revision = 0, .class_code = kClassHostBridge};
+constexpr Identity kBridgeIdentity{
+    .vendor = 0x1b36, .device = 0x0008, .revision = 0, .class_code = kClassHostBridge};
 
 bool WindowFits(const Window& window, std::uint64_t limit) {
   return window.size <= limit && window.base <= limit - window.size;
@@ -48,7 +50,8 @@ class Allocator {
     // 0 in a base address register means "not placed".
     std::uint64_t at = AlignUp(std::max<std::uint64_t>(window_.base, 1), align);
     for (const Window& used : used_) {
-      if (at + align > used.base && at < used.base + used.size) at = AlignUp(used.base + used.size, align);
+      if (at + align > used.base && at < used.base + used.size)
+        at = AlignUp(used.base + used.size, align);
     }
     if (!window_.Contains(at, align)) return std::nullopt;
     Occupy(at, align);
@@ -56,7 +59,9 @@ class Allocator {
   }
 
  private:
-  static std::uint64_t AlignUp(std::uint64_t value, std::uint64_t align) { return (value + align - 1) & ~(align - 1); }
+  static std::uint64_t AlignUp(std::uint64_t value, std::uint64_t align) {
+    return (value + align - 1) & ~(align - 1);
+  }
   Window window_;
   std::vector<Window> used_;
 };
@@ -72,11 +77,12 @@ struct Request {
 }  // namespace
 
 std::string Describe(const FunctionInfo& function) {
-  std::string text = fmt::format("{} {:04x}:{:04x} class {:06x} {}\n", ToString(function.bdf), function.vendor,
-                                 function.device, function.class_code, function.name);
+  std::string text =
+      fmt::format("{} {:04x}:{:04x} class {:06x} {}\n", ToString(function.bdf), function.vendor,
+                  function.device, function.class_code, function.name);
   for (const BarInfo& bar : function.bars) {
-    text += fmt::format("  BAR{} {} {:#x} size {:#x}{}\n", bar.index, KindName(bar.kind), bar.address, bar.size,
-                        bar.mapped ? "" : " (not decoded)");
+    text += fmt::format("  BAR{} {} {:#x} size {:#x}{}\n", bar.index, KindName(bar.kind),
+                        bar.address, bar.size, bar.mapped ? "" : " (not decoded)");
     for (const TileInfo& tile : bar.tiles) {
       text += fmt::format("    {:#x}-{:#x} {} {}\n", tile.offset, tile.offset + tile.length - 1,
                           tile.trapped ? "trapped" : "mapped ", tile.name);
@@ -85,10 +91,11 @@ std::string Describe(const FunctionInfo& function) {
   return text;
 }
 
-Result<std::unique_ptr<PciRoot>> PciRoot::Create(const RootConfig& config, bus::Bus& memory, bus::Bus* ports,
-                                                 const bus::Platform& platform) {
+Result<std::unique_ptr<PciRoot>> PciRoot::Create(const RootConfig& config, bus::Bus& memory,
+                                                 bus::Bus* ports, const bus::Platform& platform) {
   const Windows& windows = config.windows;
-  if (config.ecam.value % kEcamSize != 0 || !WindowFits({config.ecam.value, kEcamSize}, kMaxAddress)) {
+  if (config.ecam.value % kEcamSize != 0 ||
+      !WindowFits({config.ecam.value, kEcamSize}, kMaxAddress)) {
     return Err(Errc::kInvalidArgument, "ECAM address");
   }
   if (!WindowFits(windows.memory32, kFourGiB) || !WindowFits(windows.memory64, kMaxAddress) ||
@@ -105,7 +112,8 @@ Result<std::unique_ptr<PciRoot>> PciRoot::Create(const RootConfig& config, bus::
   return root;
 }
 
-PciRoot::PciRoot(const RootConfig& config, bus::Bus& memory, bus::Bus* ports, const bus::Platform& platform)
+PciRoot::PciRoot(const RootConfig& config, bus::Bus& memory, bus::Bus* ports,
+                 const bus::Platform& platform)
     : config_(config), space_(config.windows, memory, ports, platform.pages, platform.doorbells) {}
 
 PciRoot::~PciRoot() {
@@ -139,7 +147,8 @@ Result<Bdf> PciRoot::Add(PciFunction& function, std::optional<std::uint8_t> slot
 Result<void> PciRoot::Remove(PciFunction& function) {
   const MutexLock lock(lock_);
   const auto slot = std::ranges::find(slots_, &function);
-  if (slot == slots_.end() || &function == bridge_.get()) return Err(Errc::kNotFound, "PCI function");
+  if (slot == slots_.end() || &function == bridge_.get())
+    return Err(Errc::kNotFound, "PCI function");
   *slot = nullptr;
   const MutexLock function_lock(function.lock());
   function.Detach();
@@ -210,10 +219,11 @@ std::vector<FunctionInfo> PciRoot::Functions() {
     for (std::size_t i = 0; i < kBarCount; ++i) {
       const std::optional<Bar>& bar = function->bars()[i];
       if (!bar) continue;
-      BarInfo line{i, bar->kind(), function->BarAddress(i), bar->size(), bar->mapped().has_value(), {}};
+      BarInfo line{i, bar->kind(), function->BarAddress(i), bar->size(), bar->mapped().has_value(),
+                   {}};
       for (const Tile& tile : bar->tiles()) {
-        line.tiles.push_back({TileOffset(tile), TileLength(tile), std::holds_alternative<Trapped>(tile),
-                              std::string(TileName(tile))});
+        line.tiles.push_back({TileOffset(tile), TileLength(tile),
+                              std::holds_alternative<Trapped>(tile), std::string(TileName(tile))});
       }
       info.bars.push_back(std::move(line));
     }
@@ -222,8 +232,8 @@ std::vector<FunctionInfo> PciRoot::Functions() {
   return functions;
 }
 
-// The bus holds lock_ during Read and Write. ECAM: bus 27:20 (always 0 here), device 19:15, function 14:12, register 11:0
-// (PCI Express 3.0 7.2.2).
+// The bus holds lock_ during Read and Write. ECAM: bus 27:20 (always 0 here), device 19:15,
+// function 14:12, register 11:0 (PCI Express 3.0 7.2.2).
 void PciRoot::Read(std::uint64_t offset, std::span<std::byte> data) {
   PciFunction* function = At(offset);
   if (function == nullptr) {
@@ -250,6 +260,8 @@ PciFunction* PciRoot::At(std::uint64_t offset) const {
   return function_zero && offset < kEcamSize ? slots_[offset >> 15] : nullptr;
 }
 
-void PciRoot::ReportCounters(CounterSink& sink) const { sink.Add("pci_absent_accesses", absent_.Get()); }
+void PciRoot::ReportCounters(CounterSink& sink) const {
+  sink.Add("pci_absent_accesses", absent_.Get());
+}
 
 }  // namespace postern::pci

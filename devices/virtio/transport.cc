@@ -10,12 +10,15 @@
 namespace postern::virtio {
 namespace {
 
-constexpr std::uint8_t kDriverSteps = kStatusAcknowledge | kStatusDriver | kStatusFeaturesOk | kStatusDriverOk;
+constexpr std::uint8_t kDriverSteps =
+    kStatusAcknowledge | kStatusDriver | kStatusFeaturesOk | kStatusDriverOk;
 constexpr std::uint8_t kKnownBits = kDriverSteps | kStatusNeedsReset | kStatusFailed;
 constexpr std::uint64_t kTransportFeatures =
     kFeatureVersion1 | kFeatureRingReset | kFeatureIndirectDesc | kFeatureEventIdx;
 
-bool SizeFits(std::uint32_t size, std::uint16_t max_size) { return std::has_single_bit(size) && size <= max_size; }
+bool SizeFits(std::uint32_t size, std::uint16_t max_size) {
+  return std::has_single_bit(size) && size <= max_size;
+}
 
 // 2.7, table of alignments: descriptor table 16, available ring 2, used ring 4.
 std::uint64_t Alignment(Transport::Ring ring) {
@@ -38,8 +41,9 @@ QueueState FreshQueue(std::uint16_t max_size) {
 }
 
 bool IsFresh(const QueueState& state) {
-  return !state.ready && state.size == state.max_size && state.desc_table == 0 && state.avail_ring == 0 &&
-         state.used_ring == 0 && state.next_avail == 0 && state.next_used == 0;
+  return !state.ready && state.size == state.max_size && state.desc_table == 0 &&
+         state.avail_ring == 0 && state.used_ring == 0 && state.next_avail == 0 &&
+         state.next_used == 0;
 }
 
 bool IsReachable(std::uint8_t status) {
@@ -65,7 +69,8 @@ StatusStep Classify(std::uint8_t status, std::uint8_t written) {
   if (written == status) return StatusStep::kNothing;
   if ((status & kStatusFailed) != 0 || (written & ~kKnownBits) != 0) return StatusStep::kIllegal;
   if ((written & kStatusFailed) != 0) return StatusStep::kFail;
-  // 2.1.1: the driver must not clear a bit. NEEDS_RESET is the device's: it may have come after the driver read the status.
+  // 2.1.1: the driver must not clear a bit. NEEDS_RESET is the device's: it may have come after the
+  // driver read the status.
   if ((status & ~written & kDriverSteps) != 0) return StatusStep::kIllegal;
   if ((written & ~status & kStatusNeedsReset) != 0) return StatusStep::kIllegal;
   const auto added = static_cast<std::uint8_t>(written & ~status);
@@ -74,8 +79,9 @@ StatusStep Classify(std::uint8_t status, std::uint8_t written) {
   // 3.1.1: ACKNOWLEDGE, DRIVER, features, FEATURES_OK, queues, DRIVER_OK.
   switch (status) {
     case 0:
-      return added == kStatusAcknowledge || added == (kStatusAcknowledge | kStatusDriver) ? StatusStep::kAdvance
-                                                                                          : StatusStep::kIllegal;
+      return added == kStatusAcknowledge || added == (kStatusAcknowledge | kStatusDriver)
+                 ? StatusStep::kAdvance
+                 : StatusStep::kIllegal;
     case kStatusAcknowledge:
       return added == kStatusDriver ? StatusStep::kAdvance : StatusStep::kIllegal;
     case kStatusAcknowledge | kStatusDriver:
@@ -85,10 +91,13 @@ StatusStep Classify(std::uint8_t status, std::uint8_t written) {
   }
 }
 
-Result<std::unique_ptr<Transport>> Transport::Create(Device& device, const memory::MemoryMap& memory,
-                                                     InterruptFace& face, std::uint16_t max_queues) {
+Result<std::unique_ptr<Transport>> Transport::Create(Device& device,
+                                                     const memory::MemoryMap& memory,
+                                                     InterruptFace& face,
+                                                     std::uint16_t max_queues) {
   const std::span<const std::uint16_t> sizes = device.queue_sizes();
-  if (sizes.empty() || sizes.size() > max_queues) return Err(Errc::kInvalidArgument, "virtio queue count");
+  if (sizes.empty() || sizes.size() > max_queues)
+    return Err(Errc::kInvalidArgument, "virtio queue count");
   std::unique_ptr<Transport> transport(new Transport(device, memory, face));
   for (const std::uint16_t size : sizes) {
     if (!SizeFits(size, 32768)) return Err(Errc::kInvalidArgument, "virtio queue size");
@@ -98,11 +107,16 @@ Result<std::unique_ptr<Transport>> Transport::Create(Device& device, const memor
 }
 
 Transport::Transport(Device& device, const memory::MemoryMap& memory, InterruptFace& face)
-    : device_(device), memory_(memory), face_(face), offered_(device.features() | kTransportFeatures) {
+    : device_(device),
+      memory_(memory),
+      face_(face),
+      offered_(device.features() | kTransportFeatures) {
   state_.device_id = static_cast<std::uint32_t>(device.id());
 }
 
-Transport::~Transport() { Deactivate(); }
+Transport::~Transport() {
+  Deactivate();
+}
 
 bool Transport::Refuse() {
   refused_.Add();
@@ -112,8 +126,9 @@ bool Transport::Refuse() {
 // --- features ---
 
 std::uint32_t Transport::DeviceFeatures() const {
-  return state_.device_features_select > 1 ? 0
-                                           : static_cast<std::uint32_t>(offered_ >> (32 * state_.device_features_select));
+  return state_.device_features_select > 1
+             ? 0
+             : static_cast<std::uint32_t>(offered_ >> (32 * state_.device_features_select));
 }
 
 std::uint32_t Transport::DriverFeatures() const {
@@ -123,7 +138,8 @@ std::uint32_t Transport::DriverFeatures() const {
 
 void Transport::WriteDriverFeatures(std::uint32_t value) {
   const std::uint8_t now = status();
-  const bool negotiating = (now & kStatusDriver) != 0 && (now & (kStatusFeaturesOk | kStatusFailed)) == 0;
+  const bool negotiating =
+      (now & kStatusDriver) != 0 && (now & (kStatusFeaturesOk | kStatusFailed)) == 0;
   const std::uint32_t select = state_.driver_features_select;
   // Bits from 64 on are offered by nobody: a driver that knows them writes 0.
   if (!negotiating || (select > 1 && value != 0)) {
@@ -152,7 +168,8 @@ void Transport::WriteStatus(std::uint8_t value) {
       return;
     case StatusStep::kIllegal:
       Refuse();
-      GUEST_LOG("virtio", "device {}: status {:#x} after {:#x} ignored", state_.device_id, value, now);
+      GUEST_LOG("virtio", "device {}: status {:#x} after {:#x} ignored", state_.device_id, value,
+                now);
       return;
     case StatusStep::kAdvance:
       Advance(static_cast<std::uint8_t>(value & ~now));
@@ -161,11 +178,14 @@ void Transport::WriteStatus(std::uint8_t value) {
 }
 
 void Transport::Advance(std::uint8_t bits) {
-  // 2.2.2 and 6.1: what was not offered, or a driver without VERSION_1, is refused by leaving FEATURES_OK clear.
+  // 2.2.2 and 6.1: what was not offered, or a driver without VERSION_1, is refused by leaving
+  // FEATURES_OK clear.
   const std::uint64_t features = state_.driver_features;
-  if (bits == kStatusFeaturesOk && ((features & ~offered_) != 0 || (features & kFeatureVersion1) == 0)) {
+  if (bits == kStatusFeaturesOk &&
+      ((features & ~offered_) != 0 || (features & kFeatureVersion1) == 0)) {
     Refuse();
-    GUEST_LOG("virtio", "device {}: features {:#x} refused, offered {:#x}", state_.device_id, features, offered_);
+    GUEST_LOG("virtio", "device {}: features {:#x} refused, offered {:#x}", state_.device_id,
+              features, offered_);
     return;
   }
   // DRIVER_OK first: a device that fails at once must find a driver that may be told.
@@ -177,16 +197,18 @@ void Transport::ActivateOrBreak() {
   Result<void> activated = Activate();
   if (activated) return;
   activation_failures_.Add();
-  GUEST_LOG("virtio", "device {}: cannot be activated: {}", state_.device_id, Describe(activated.error()));
+  GUEST_LOG("virtio", "device {}: cannot be activated: {}", state_.device_id,
+            Describe(activated.error()));
   NeedsReset();
 }
 
-Result<std::unique_ptr<ActiveQueue>> Transport::MakeQueue(std::uint16_t index, const memory::GuestMemoryPtr& memory) {
+Result<std::unique_ptr<ActiveQueue>> Transport::MakeQueue(std::uint16_t index,
+                                                          const memory::GuestMemoryPtr& memory) {
   QueueSlot& slot = queues_[index];
   QueueState state = slot.config;
   state.event_idx_enabled = (state_.driver_features & kFeatureEventIdx) != 0;
-  auto active = std::make_unique<ActiveQueue>(
-      ActiveQueue{index, TRY(Queue::FromState(state)), &slot.kick});
+  auto active =
+      std::make_unique<ActiveQueue>(ActiveQueue{index, TRY(Queue::FromState(state)), &slot.kick});
   TRY(active->queue.Activate(memory, (state_.driver_features & kFeatureIndirectDesc) != 0,
                              [this, index] { Queue(index); }));
   return active;
@@ -198,7 +220,8 @@ Result<void> Transport::Activate() {
   resources.features = state_.driver_features;
   resources.interrupt = this;
   for (std::uint16_t i = 0; i < queue_count(); ++i) {
-    resources.queues.push_back(queues_[i].config.ready ? TRY(MakeQueue(i, resources.memory)) : nullptr);
+    resources.queues.push_back(queues_[i].config.ready ? TRY(MakeQueue(i, resources.memory))
+                                                       : nullptr);
   }
   for (std::size_t i = 0; i < queues_.size(); ++i) queues_[i].active = resources.queues[i].get();
   state_.activated = true;
@@ -240,14 +263,16 @@ Transport::QueueSlot* Transport::SelectedSlot() {
 
 bool Transport::Configurable(const QueueSlot& slot) const {
   const std::uint8_t now = status();
-  if (slot.config.ready || (now & kStatusFeaturesOk) == 0 || (now & kStatusFailed) != 0) return false;
+  if (slot.config.ready || (now & kStatusFeaturesOk) == 0 || (now & kStatusFailed) != 0)
+    return false;
   if ((now & kStatusDriverOk) == 0) return true;
   return state_.activated && (state_.driver_features & kFeatureRingReset) != 0;
 }
 
 bool Transport::SetQueueSize(std::uint32_t size) {
   QueueSlot* slot = SelectedSlot();
-  if (slot == nullptr || !Configurable(*slot) || !SizeFits(size, slot->config.max_size)) return Refuse();
+  if (slot == nullptr || !Configurable(*slot) || !SizeFits(size, slot->config.max_size))
+    return Refuse();
   slot->config.size = static_cast<std::uint16_t>(size);
   return true;
 }
@@ -277,8 +302,8 @@ bool Transport::EnableQueue() {
   auto queue = MakeQueue(static_cast<std::uint16_t>(state_.queue_select), memory_.Snapshot());
   if (!queue) {
     activation_failures_.Add();
-    GUEST_LOG("virtio", "device {}: queue {} cannot be enabled: {}", state_.device_id, state_.queue_select,
-              Describe(queue.error()));
+    GUEST_LOG("virtio", "device {}: queue {} cannot be enabled: {}", state_.device_id,
+              state_.queue_select, Describe(queue.error()));
     NeedsReset();
     return true;
   }
@@ -299,8 +324,10 @@ bool Transport::DisableQueue() {
 bool Transport::ResetQueue() {
   QueueSlot* slot = SelectedSlot();
   const std::uint8_t now = status();
-  const bool negotiated = (now & kStatusFeaturesOk) != 0 && (state_.driver_features & kFeatureRingReset) != 0;
-  if (slot == nullptr || !negotiated || (now & kStatusFailed) != 0 || !slot->config.ready) return Refuse();
+  const bool negotiated =
+      (now & kStatusFeaturesOk) != 0 && (state_.driver_features & kFeatureRingReset) != 0;
+  if (slot == nullptr || !negotiated || (now & kStatusFailed) != 0 || !slot->config.ready)
+    return Refuse();
   if (slot->active != nullptr) {
     const auto index = static_cast<std::uint16_t>(state_.queue_select);
     slot->active = nullptr;
@@ -320,7 +347,9 @@ bool Transport::Kick(std::uint32_t index) {
 
 // --- configuration ---
 
-void Transport::ReadConfig(std::uint64_t offset, std::span<std::byte> data) { device_.ReadConfig(offset, data); }
+void Transport::ReadConfig(std::uint64_t offset, std::span<std::byte> data) {
+  device_.ReadConfig(offset, data);
+}
 
 void Transport::WriteConfig(std::uint64_t offset, std::span<const std::byte> data) {
   const std::uint8_t now = status();
@@ -383,14 +412,17 @@ Result<void> Transport::Check(const TransportState& state) const {
   const std::uint8_t now = state.device_status;
   const bool features_ok = (now & kStatusFeaturesOk) != 0;
   const bool driver_ok = (now & kStatusDriverOk) != 0;
-  if (state.device_id != static_cast<std::uint32_t>(device_.id())) return Err(Errc::kBadFormat, "virtio state of another device");
-  if (state.queues.size() != queues_.size()) return Err(Errc::kBadFormat, "virtio state: queue count");
+  if (state.device_id != static_cast<std::uint32_t>(device_.id()))
+    return Err(Errc::kBadFormat, "virtio state of another device");
+  if (state.queues.size() != queues_.size())
+    return Err(Errc::kBadFormat, "virtio state: queue count");
   if (!IsReachable(now)) return Err(Errc::kBadFormat, "virtio state: status");
   if ((state.interrupt_status & ~(kInterruptQueue | kInterruptConfig)) != 0) {
     return Err(Errc::kBadFormat, "virtio state: interrupt status");
   }
   // Before FEATURES_OK a driver may have written anything; it was not accepted yet.
-  const bool features_fit = (state.driver_features & ~offered_) == 0 && (state.driver_features & kFeatureVersion1) != 0;
+  const bool features_fit =
+      (state.driver_features & ~offered_) == 0 && (state.driver_features & kFeatureVersion1) != 0;
   if (features_ok ? !features_fit : (now & kStatusDriver) == 0 && state.driver_features != 0) {
     return Err(Errc::kBadFormat, "virtio state: features");
   }
@@ -400,11 +432,12 @@ Result<void> Transport::Check(const TransportState& state) const {
   }
   for (std::size_t i = 0; i < queues_.size(); ++i) {
     const QueueState& queue = state.queues[i];
-    const bool fits = queue.max_size == queues_[i].config.max_size && SizeFits(queue.size, queue.max_size) &&
-                      queue.desc_table % Alignment(Ring::kDescriptors) == 0 &&
-                      queue.avail_ring % Alignment(Ring::kDriver) == 0 &&
-                      queue.used_ring % Alignment(Ring::kDevice) == 0 && (features_ok || IsFresh(queue)) &&
-                      (queue.ready || (queue.next_avail == 0 && queue.next_used == 0));
+    const bool fits =
+        queue.max_size == queues_[i].config.max_size && SizeFits(queue.size, queue.max_size) &&
+        queue.desc_table % Alignment(Ring::kDescriptors) == 0 &&
+        queue.avail_ring % Alignment(Ring::kDriver) == 0 &&
+        queue.used_ring % Alignment(Ring::kDevice) == 0 && (features_ok || IsFresh(queue)) &&
+        (queue.ready || (queue.next_avail == 0 && queue.next_used == 0));
     if (!fits) return Err(Errc::kBadFormat, "virtio state: queue");
   }
   return {};

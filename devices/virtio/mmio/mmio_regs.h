@@ -1,6 +1,7 @@
 #pragma once
 
-// Registers of virtio over MMIO. Source: VIRTIO 1.2, 4.2.2, table 4.1. Registers the table marks W read 0.
+// Registers of virtio over MMIO. Source: VIRTIO 1.2, 4.2.2, table 4.1. Registers the table marks W
+// read 0.
 
 #include <array>
 #include <cstdint>

@@ -11,14 +11,20 @@ namespace regs = mmio_regs;
 
 namespace {
 
-std::uint64_t WithLow(std::uint64_t address, std::uint64_t low) { return (address & ~regs::kAll) | low; }
-std::uint64_t WithHigh(std::uint64_t address, std::uint64_t high) { return (address & regs::kAll) | high << 32; }
+std::uint64_t WithLow(std::uint64_t address, std::uint64_t low) {
+  return (address & ~regs::kAll) | low;
+}
+std::uint64_t WithHigh(std::uint64_t address, std::uint64_t high) {
+  return (address & regs::kAll) | high << 32;
+}
 
 }  // namespace
 
-Result<std::unique_ptr<MmioTransport>> MmioTransport::Create(Device& device, const memory::MemoryMap& memory,
-                                                             const bus::Platform& platform, bus::Bus& bus,
-                                                             memory::Gpa base, std::uint32_t gsi, std::string name) {
+Result<std::unique_ptr<MmioTransport>> MmioTransport::Create(Device& device,
+                                                             const memory::MemoryMap& memory,
+                                                             const bus::Platform& platform,
+                                                             bus::Bus& bus, memory::Gpa base,
+                                                             std::uint32_t gsi, std::string name) {
   std::unique_ptr<MmioTransport> mmio(new MmioTransport(base, gsi, std::move(name)));
   TRY(mmio->Init(device, memory, platform, bus));
   return mmio;
@@ -27,9 +33,10 @@ Result<std::unique_ptr<MmioTransport>> MmioTransport::Create(Device& device, con
 MmioTransport::MmioTransport(memory::Gpa base, std::uint32_t gsi, std::string name)
     : base_(base), gsi_(gsi), name_(std::move(name)) {}
 
-Result<void> MmioTransport::Init(Device& device, const memory::MemoryMap& memory, const bus::Platform& platform,
-                                 bus::Bus& bus) {
-  if (device.config_size() > kSize - regs::kConfig) return Err(Errc::kInvalidArgument, "virtio configuration size");
+Result<void> MmioTransport::Init(Device& device, const memory::MemoryMap& memory,
+                                 const bus::Platform& platform, bus::Bus& bus) {
+  if (device.config_size() > kSize - regs::kConfig)
+    return Err(Errc::kInvalidArgument, "virtio configuration size");
   transport_ = TRY(Transport::Create(device, memory, *this, kMaxQueues));
   bus::RegisterOwner& owner = *this;
   registers_.emplace(regs::kRegisters, owner, "virtio-mmio");
@@ -37,7 +44,8 @@ Result<void> MmioTransport::Init(Device& device, const memory::MemoryMap& memory
   registration_ = TRY(bus.Add(base_.value, kSize, *this, lock_, name_ + " virtio-mmio"));
   for (std::uint16_t i = 0; i < transport_->queue_count(); ++i) {
     // 4.2.2: without NOTIFICATION_DATA the driver writes the queue's index.
-    auto bell = platform.doorbells.Register(memory::Gpa(base_.value + regs::kQueueNotify), 4, i, transport_->kick(i));
+    auto bell = platform.doorbells.Register(memory::Gpa(base_.value + regs::kQueueNotify), 4, i,
+                                            transport_->kick(i));
     if (bell) {
       doorbells_.push_back(std::move(*bell));
     } else {
@@ -101,13 +109,14 @@ std::uint64_t MmioTransport::OnRead(const bus::RegisterRow& row, std::uint64_t /
     case regs::kConfigGeneration:
       return transport_->config_generation();
     default:
-      // Write-only registers; and QueueReset, whose reset is complete when the write returns (4.2.2.1).
+      // Write-only registers; and QueueReset, whose reset is complete when the write returns
+      // (4.2.2.1).
       return 0;
   }
 }
 
-void MmioTransport::OnWrite(const bus::RegisterRow& row, std::uint64_t /*old*/, std::uint64_t /*now*/,
-                            std::uint64_t written) {
+void MmioTransport::OnWrite(const bus::RegisterRow& row, std::uint64_t /*old*/,
+                            std::uint64_t /*now*/, std::uint64_t written) {
   Transport& transport = *transport_;
   const auto value = static_cast<std::uint32_t>(written);
   const QueueState* selected = transport.Selected();
@@ -137,7 +146,8 @@ void MmioTransport::OnWrite(const bus::RegisterRow& row, std::uint64_t /*old*/, 
       transport.Kick(value);
       return;
     case regs::kInterruptAck:
-      return transport.AckInterrupt(static_cast<std::uint8_t>(value & (kInterruptQueue | kInterruptConfig)));
+      return transport.AckInterrupt(
+          static_cast<std::uint8_t>(value & (kInterruptQueue | kInterruptConfig)));
     case regs::kStatus:
       // No status above bit 7 exists: such a value is no truncated one.
       if (value > 0xff) return transport.CountRefused();
@@ -173,11 +183,17 @@ void MmioTransport::OnWrite(const bus::RegisterRow& row, std::uint64_t /*old*/, 
 }
 
 // The status bits are set already: a driver that reads InterruptStatus after the pulse finds them.
-void MmioTransport::SendQueue(std::uint16_t /*index*/) { line_->trigger().Signal(); }
+void MmioTransport::SendQueue(std::uint16_t /*index*/) {
+  line_->trigger().Signal();
+}
 
-void MmioTransport::SendConfig() { line_->trigger().Signal(); }
+void MmioTransport::SendConfig() {
+  line_->trigger().Signal();
+}
 
-void MmioTransport::Reset() { transport_->Reset(); }
+void MmioTransport::Reset() {
+  transport_->Reset();
+}
 
 MmioTransportState MmioTransport::Save() {
   MmioTransportState state;

@@ -2,10 +2,14 @@
 
 // MmioTransport: a virtio device behind 4 KiB of registers: VIRTIO 1.2, 4.2, version 2.
 //
-//   auto disk = TRY(MmioTransport::Create(blk, memory_map, platform, mmio, Gpa(0xd0000000), 5, "disk0"));
+//   auto disk = TRY(MmioTransport::Create(blk, memory_map, platform, mmio, Gpa(0xd0000000), 5,
+//                                         "disk0"));
 //
-// Interrupts are pulses of one edge-triggered line; notifications are doorbells of QueueNotify, one value per queue.
-// Ownership: borrows all it is given; claims its range of the bus for its life. Threads: one lock, held while a vCPU accesses it.
+// Interrupts are pulses of one edge-triggered line; notifications are doorbells of QueueNotify,
+// one value per queue.
+//
+// Ownership: borrows all it is given; claims its range of the bus for its life. Threads: one
+// lock, held while a vCPU accesses it.
 
 #include <cstdint>
 #include <memory>
@@ -34,15 +38,18 @@ struct MmioTransportState {
   TransportState transport;
 };
 
-class MmioTransport final : private bus::MmioHandler, private bus::RegisterOwner, private InterruptFace {
+class MmioTransport final : private bus::MmioHandler,
+                            private bus::RegisterOwner,
+                            private InterruptFace {
  public:
   static constexpr std::uint64_t kSize = 0x1000;
   static constexpr std::uint16_t kMaxQueues = 1024;
 
-  // `gsi`: the interrupt line, its own. Errors of the bus (kOverlap), the platform, and Transport::Create.
-  [[nodiscard]] static Result<std::unique_ptr<MmioTransport>> Create(Device& device, const memory::MemoryMap& memory,
-                                                                     const bus::Platform& platform, bus::Bus& bus,
-                                                                     memory::Gpa base, std::uint32_t gsi, std::string name);
+  // `gsi`: the interrupt line, its own. Errors of the bus (kOverlap), the platform, and
+  // Transport::Create.
+  [[nodiscard]] static Result<std::unique_ptr<MmioTransport>> Create(
+      Device& device, const memory::MemoryMap& memory, const bus::Platform& platform, bus::Bus& bus,
+      memory::Gpa base, std::uint32_t gsi, std::string name);
   ~MmioTransport() override;
 
   [[nodiscard]] Mutex& lock() RETURN_CAPABILITY(lock_) { return lock_; }
@@ -57,11 +64,12 @@ class MmioTransport final : private bus::MmioHandler, private bus::RegisterOwner
 
  private:
   MmioTransport(memory::Gpa base, std::uint32_t gsi, std::string name);
-  [[nodiscard]] Result<void> Init(Device& device, const memory::MemoryMap& memory, const bus::Platform& platform,
-                                  bus::Bus& bus);
+  [[nodiscard]] Result<void> Init(Device& device, const memory::MemoryMap& memory,
+                                  const bus::Platform& platform, bus::Bus& bus);
   void Read(std::uint64_t offset, std::span<std::byte> data) override;
   void Write(std::uint64_t offset, std::span<const std::byte> data) override;
-  void OnWrite(const bus::RegisterRow& row, std::uint64_t old, std::uint64_t now, std::uint64_t written) override;
+  void OnWrite(const bus::RegisterRow& row, std::uint64_t old, std::uint64_t now,
+               std::uint64_t written) override;
   std::uint64_t OnRead(const bus::RegisterRow& row, std::uint64_t stored) override;
   void SendQueue(std::uint16_t index) override;
   void SendConfig() override;

@@ -38,28 +38,35 @@ pci::Identity IdentityOf(DeviceId id) {
           .subsystem = static_cast<std::uint16_t>(kPciSubsystemBase + number)};
 }
 
-constexpr bool Touches(std::uint32_t offset, std::size_t width, std::uint32_t begin, std::uint32_t size) {
+constexpr bool Touches(std::uint32_t offset, std::size_t width, std::uint32_t begin,
+                       std::uint32_t size) {
   return offset < begin + size && offset + width > begin;
 }
 
 }  // namespace
 
-Result<std::unique_ptr<PciTransport>> PciTransport::Create(Device& device, const memory::MemoryMap& memory,
-                                                           bus::InterruptSource& interrupts, std::string name) {
-  std::unique_ptr<PciTransport> transport(new PciTransport(std::move(name), IdentityOf(device.id())));
+Result<std::unique_ptr<PciTransport>> PciTransport::Create(Device& device,
+                                                           const memory::MemoryMap& memory,
+                                                           bus::InterruptSource& interrupts,
+                                                           std::string name) {
+  std::unique_ptr<PciTransport> transport(
+      new PciTransport(std::move(name), IdentityOf(device.id())));
   TRY(transport->Init(device, memory, interrupts));
   return transport;
 }
 
-PciTransport::PciTransport(std::string name, const pci::Identity& identity) : PciFunction(std::move(name), identity) {}
+PciTransport::PciTransport(std::string name, const pci::Identity& identity)
+    : PciFunction(std::move(name), identity) {}
 
 PciTransport::~PciTransport() {
   // The device may interrupt until it is reset; vectors and the MSI-X table go after it.
   transport_.reset();
 }
 
-Result<void> PciTransport::Init(Device& device, const memory::MemoryMap& memory, bus::InterruptSource& interrupts) {
-  if (device.config_size() > kPartSize) return Err(Errc::kInvalidArgument, "virtio configuration size");
+Result<void> PciTransport::Init(Device& device, const memory::MemoryMap& memory,
+                                bus::InterruptSource& interrupts) {
+  if (device.config_size() > kPartSize)
+    return Err(Errc::kInvalidArgument, "virtio configuration size");
   transport_ = TRY(Transport::Create(device, memory, *this, kMaxQueues));
   const std::uint16_t queues = transport_->queue_count();
   queue_vectors_ = std::make_unique<std::atomic<std::uint16_t>[]>(queues);
@@ -75,13 +82,15 @@ Result<void> PciTransport::Init(Device& device, const memory::MemoryMap& memory,
                          .match = std::nullopt,
                          .event = &transport_->kick(i)});
   }
-  std::vector<pci::Tile> tiles{pci::Trapped{kCommonOffset, kPartSize, &common_part_, "common"},
-                               pci::Trapped{kIsrOffset, kPartSize, &isr_part_, "isr"},
-                               pci::Trapped{kDeviceOffset, kPartSize, &device_part_, "device"},
-                               pci::Trapped{kTableOffset, kPartSize, &msix->table(), "msix-table"},
-                               pci::Trapped{kPbaOffset, kPartSize, &msix->pba(), "msix-pba"},
-                               pci::Trapped{kNotifyOffset, kBarSize - kNotifyOffset, &notify_part_, "notify"}};
-  pci::Bar bar = TRY(pci::Bar::Create(pci::BarKind::kMem64, kBarSize, std::move(tiles), std::move(doorbells)));
+  std::vector<pci::Tile> tiles{
+      pci::Trapped{kCommonOffset, kPartSize, &common_part_, "common"},
+      pci::Trapped{kIsrOffset, kPartSize, &isr_part_, "isr"},
+      pci::Trapped{kDeviceOffset, kPartSize, &device_part_, "device"},
+      pci::Trapped{kTableOffset, kPartSize, &msix->table(), "msix-table"},
+      pci::Trapped{kPbaOffset, kPartSize, &msix->pba(), "msix-pba"},
+      pci::Trapped{kNotifyOffset, kBarSize - kNotifyOffset, &notify_part_, "notify"}};
+  pci::Bar bar =
+      TRY(pci::Bar::Create(pci::BarKind::kMem64, kBarSize, std::move(tiles), std::move(doorbells)));
   TRY(AddBar(kVirtioBar, std::move(bar)));
   TRY(AddMsix(std::move(msix), kVirtioBar, kTableOffset, kPbaOffset));
   TRY(AddCapabilities());
@@ -114,7 +123,8 @@ Result<void> PciTransport::AddCapabilities() {
     config().Set<std::uint8_t>(at + kCapBar, kVirtioBar);
     config().Set<std::uint32_t>(at + kCapOffset, row.offset);
     config().Set<std::uint32_t>(at + kCapRangeLength, row.length);
-    if (row.type == kCapNotify) config().Set<std::uint32_t>(at + kCapNotifyMultiplier, kNotifyMultiplier);
+    if (row.type == kCapNotify)
+      config().Set<std::uint32_t>(at + kCapNotifyMultiplier, kNotifyMultiplier);
     if (row.type != kCapPciCfg) continue;
     // 4.1.4.9: bar, offset, length and the data window are the driver's to write.
     config().Allow<std::uint8_t>(at + kCapBar, 0xff);
@@ -128,9 +138,13 @@ Result<void> PciTransport::AddCapabilities() {
 
 // --- common configuration ---
 
-void PciTransport::ReadCommon(std::uint64_t offset, std::span<std::byte> data) { common_->Read(offset, data); }
+void PciTransport::ReadCommon(std::uint64_t offset, std::span<std::byte> data) {
+  common_->Read(offset, data);
+}
 
-void PciTransport::WriteCommon(std::uint64_t offset, std::span<const std::byte> data) { common_->Write(offset, data); }
+void PciTransport::WriteCommon(std::uint64_t offset, std::span<const std::byte> data) {
+  common_->Write(offset, data);
+}
 
 std::atomic<std::uint16_t>* PciTransport::SelectedVector() {
   return transport_->Selected() == nullptr ? nullptr : &queue_vectors_[transport_->queue_select()];
@@ -141,7 +155,9 @@ std::uint16_t PciTransport::CheckedVector(std::uint64_t written) const {
   return written < vector_count() ? static_cast<std::uint16_t>(written) : kNoVector;
 }
 
-std::uint16_t PciTransport::vector_count() const { return static_cast<std::uint16_t>(transport_->queue_count() + 1); }
+std::uint16_t PciTransport::vector_count() const {
+  return static_cast<std::uint16_t>(transport_->queue_count() + 1);
+}
 
 void PciTransport::LoadBanks() {
   const QueueState* queue = transport_->Selected();
@@ -155,14 +171,16 @@ void PciTransport::LoadBanks() {
   common.Set(kNumQueues, transport_->queue_count());
   common.Set(kQueueSelect, transport_->queue_select());
   common.Set(kQueueSize, queue == nullptr ? 0 : queue->size);
-  common.Set(kQueueMsixVector, vector == nullptr ? kNoVector : vector->load(std::memory_order_relaxed));
+  common.Set(kQueueMsixVector,
+             vector == nullptr ? kNoVector : vector->load(std::memory_order_relaxed));
   common.Set(kQueueEnable, queue != nullptr && queue->ready ? 1 : 0);
   common.Set(kQueueNotifyOff, queue == nullptr ? 0 : transport_->queue_select());
   common.Set(kQueueDesc, queue == nullptr ? 0 : queue->desc_table);
   common.Set(kQueueDriver, queue == nullptr ? 0 : queue->avail_ring);
   common.Set(kQueueDevice, queue == nullptr ? 0 : queue->used_ring);
   common.Set(kQueueNotifyData, queue == nullptr ? 0 : transport_->queue_select());
-  common.Set(kQueueReset, 0);  // 4.1.4.3.1: 0 once the reset is complete, which it is when the write returns
+  common.Set(kQueueReset,
+             0);  // 4.1.4.3.1: 0 once the reset is complete, which it is when the write returns
 }
 
 std::uint64_t PciTransport::OnRead(const bus::RegisterRow& row, std::uint64_t stored) {
@@ -248,9 +266,13 @@ void PciTransport::ReadIsr(std::uint64_t offset, std::span<std::byte> data) {
   data[0] = std::byte{transport_->TakeInterruptStatus()};  // 4.1.4.5.1: reading resets it
 }
 
-void PciTransport::WriteIsr(std::uint64_t /*offset*/, std::span<const std::byte> /*data*/) { transport_->CountRefused(); }
+void PciTransport::WriteIsr(std::uint64_t /*offset*/, std::span<const std::byte> /*data*/) {
+  transport_->CountRefused();
+}
 
-void PciTransport::ReadDevice(std::uint64_t offset, std::span<std::byte> data) { transport_->ReadConfig(offset, data); }
+void PciTransport::ReadDevice(std::uint64_t offset, std::span<std::byte> data) {
+  transport_->ReadConfig(offset, data);
+}
 
 void PciTransport::WriteDevice(std::uint64_t offset, std::span<const std::byte> data) {
   transport_->WriteConfig(offset, data);
@@ -272,13 +294,16 @@ void PciTransport::SendQueue(std::uint16_t index) {
   msix()->Trigger(queue_vectors_[index].load(std::memory_order_acquire));
 }
 
-void PciTransport::SendConfig() { msix()->Trigger(config_vector_.load(std::memory_order_acquire)); }
+void PciTransport::SendConfig() {
+  msix()->Trigger(config_vector_.load(std::memory_order_acquire));
+}
 
 // --- config space ---
 
 void PciTransport::OnConfigRead(std::uint32_t offset, std::span<std::byte> data) {
   // 4.1.4.5.1: without MSI-X, Interrupt Status is the OR of the ISR bits.
-  if (Touches(offset, data.size(), pci::kStatus, 1) && !msix()->enabled() && transport_->interrupt_status() != 0) {
+  if (Touches(offset, data.size(), pci::kStatus, 1) && !msix()->enabled() &&
+      transport_->interrupt_status() != 0) {
     data[pci::kStatus - offset] |= static_cast<std::byte>(pci::STATUS::InterruptStatus::kMask);
   }
   const std::uint32_t window = pci_cfg_ + kCapPciCfgData;
@@ -290,7 +315,8 @@ void PciTransport::OnConfigRead(std::uint32_t offset, std::span<std::byte> data)
   if (!bars()[kVirtioBar]->Read(range->offset, std::span(bytes).first(range->length))) return;
   for (std::uint32_t i = 0; i < bytes.size(); ++i) {
     config().Update<std::uint8_t>(window + i, std::to_integer<std::uint8_t>(bytes[i]));
-    if (window + i >= offset && window + i < offset + data.size()) data[window + i - offset] = bytes[i];
+    if (window + i >= offset && window + i < offset + data.size())
+      data[window + i - offset] = bytes[i];
   }
 }
 
@@ -301,7 +327,8 @@ void PciTransport::OnConfigWritten(std::uint32_t offset, std::span<const std::by
   const std::optional<CfgWindow> range = PciCfgWindow();
   if (!range) return;
   std::array<std::byte, 4> bytes{};
-  for (std::uint32_t i = 0; i < bytes.size(); ++i) bytes[i] = std::byte{config().Get<std::uint8_t>(window + i)};
+  for (std::uint32_t i = 0; i < bytes.size(); ++i)
+    bytes[i] = std::byte{config().Get<std::uint8_t>(window + i)};
   bars()[kVirtioBar]->Write(range->offset, std::span<const std::byte>(bytes).first(range->length));
 }
 
@@ -309,8 +336,10 @@ std::optional<PciTransport::CfgWindow> PciTransport::PciCfgWindow() {
   const auto bar = config().Get<std::uint8_t>(pci_cfg_ + kCapBar);
   const auto offset = config().Get<std::uint32_t>(pci_cfg_ + kCapOffset);
   const auto length = config().Get<std::uint32_t>(pci_cfg_ + kCapRangeLength);
-  // 4.1.4.9.2: length is 1, 2 or 4, the offset a multiple of it. Bar::Read and Write check that the range is inside one part.
-  const bool fits = bar == kVirtioBar && (length == 1 || length == 2 || length == 4) && offset % length == 0;
+  // 4.1.4.9.2: length is 1, 2 or 4, the offset a multiple of it. Bar::Read and Write check that the
+  // range is inside one part.
+  const bool fits =
+      bar == kVirtioBar && (length == 1 || length == 2 || length == 4) && offset % length == 0;
   if (!fits) {
     transport_->CountRefused();
     return std::nullopt;
@@ -354,7 +383,9 @@ Result<void> PciTransport::Restore(const PciTransportState& state) {
 
 Result<void> PciTransport::RestoreParts(const PciTransportState& state) {
   if (state.version != 1) return Err(Errc::kBadFormat, "virtio-pci state version");
-  const auto fits = [&](std::uint16_t vector) { return vector == kNoVector || vector < vector_count(); };
+  const auto fits = [&](std::uint16_t vector) {
+    return vector == kNoVector || vector < vector_count();
+  };
   if (state.queue_vectors.size() != transport_->queue_count() || !fits(state.config_vector) ||
       !std::ranges::all_of(state.queue_vectors, fits)) {
     return Err(Errc::kBadFormat, "virtio-pci state: vectors");

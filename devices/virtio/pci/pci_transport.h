@@ -5,10 +5,13 @@
 //   auto disk = TRY(PciTransport::Create(blk, memory_map, platform.interrupts, "disk0"));
 //   TRY(root.Add(*disk));
 //
-// BAR 0 (64-bit, 32 KiB) holds, a page each: common configuration, ISR, device configuration, MSI-X table, PBA, and the notification
-// area (4 bytes per queue, a doorbell each). One MSI-X vector per queue and one for configuration changes. Without MSI-X the ISR bits are
-// set and nothing is raised: there is no INTx pin.
-// Ownership: borrows the device, the memory map and the InterruptSource. Threads: the function's lock, see PciFunction.
+// BAR 0 (64-bit, 32 KiB) holds, a page each: common configuration, ISR, device configuration,
+// MSI-X table, PBA, and the notification area (4 bytes per queue, a doorbell each). One MSI-X
+// vector per queue and one for configuration changes. Without MSI-X the ISR bits are set and
+// nothing is raised: there is no INTx pin.
+//
+// Ownership: borrows the device, the memory map and the InterruptSource. Threads: the function's
+// lock, see PciFunction.
 
 #include <atomic>
 #include <cstdint>
@@ -39,18 +42,22 @@ struct PciTransportState {
   std::vector<std::uint16_t> queue_vectors;
 };
 
-class PciTransport final : public pci::PciFunction, private InterruptFace, private bus::RegisterOwner {
+class PciTransport final : public pci::PciFunction,
+                           private InterruptFace,
+                           private bus::RegisterOwner {
  public:
   // One vector is left for configuration changes, and the table is a page.
   static constexpr std::uint16_t kMaxQueues = 255;
 
-  [[nodiscard]] static Result<std::unique_ptr<PciTransport>> Create(Device& device, const memory::MemoryMap& memory,
-                                                                    bus::InterruptSource& interrupts, std::string name);
+  [[nodiscard]] static Result<std::unique_ptr<PciTransport>> Create(
+      Device& device, const memory::MemoryMap& memory, bus::InterruptSource& interrupts,
+      std::string name);
   ~PciTransport() override;
 
   [[nodiscard]] Transport& transport() { return *transport_; }
   [[nodiscard]] PciTransportState Save() REQUIRES(lock());
-  // kBadFormat as Transport::Restore and PciFunction::RestoreFunction; the function is then as after Reset.
+  // kBadFormat as Transport::Restore and PciFunction::RestoreFunction; the function is then as
+  // after Reset.
   [[nodiscard]] Result<void> Restore(const PciTransportState& state) REQUIRES(lock());
   void ReportCounters(CounterSink& sink) const override;
 
@@ -61,15 +68,20 @@ class PciTransport final : public pci::PciFunction, private InterruptFace, priva
   class Part final : public bus::MmioHandler {
    public:
     explicit Part(PciTransport& owner) : owner_(owner) {}
-    void Read(std::uint64_t offset, std::span<std::byte> data) override { (owner_.*kRead)(offset, data); }
-    void Write(std::uint64_t offset, std::span<const std::byte> data) override { (owner_.*kWrite)(offset, data); }
+    void Read(std::uint64_t offset, std::span<std::byte> data) override {
+      (owner_.*kRead)(offset, data);
+    }
+    void Write(std::uint64_t offset, std::span<const std::byte> data) override {
+      (owner_.*kWrite)(offset, data);
+    }
 
    private:
     PciTransport& owner_;
   };
 
   PciTransport(std::string name, const pci::Identity& identity);
-  [[nodiscard]] Result<void> Init(Device& device, const memory::MemoryMap& memory, bus::InterruptSource& interrupts);
+  [[nodiscard]] Result<void> Init(Device& device, const memory::MemoryMap& memory,
+                                  bus::InterruptSource& interrupts);
   [[nodiscard]] Result<void> AddCapabilities();
 
   void ReadCommon(std::uint64_t offset, std::span<std::byte> data);
@@ -82,7 +94,8 @@ class PciTransport final : public pci::PciFunction, private InterruptFace, priva
   void WriteNotify(std::uint64_t offset, std::span<const std::byte> data);
 
   // bus::RegisterOwner, of the common configuration.
-  void OnWrite(const bus::RegisterRow& row, std::uint64_t old, std::uint64_t now, std::uint64_t written) override;
+  void OnWrite(const bus::RegisterRow& row, std::uint64_t old, std::uint64_t now,
+               std::uint64_t written) override;
   std::uint64_t OnRead(const bus::RegisterRow& row, std::uint64_t stored) override;
   // Puts what the selectors select into the register file.
   void LoadBanks();

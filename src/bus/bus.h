@@ -7,7 +7,7 @@
 //
 // Ownership: handlers and locks belong to the device and outlive their Registration. Threads: Read and Write from any vCPU thread.
 // Add from any thread. A Registration is destroyed or reset by a thread that holds the lock it was registered with (a device that
-// disables its own BAR does so inside its own handler) or before vCPUs run; after that no handler call is in progress.
+// disables its own BAR does so inside its own handler) or while no vCPU runs; after that no handler call is in progress.
 
 #include <cstdint>
 #include <memory>
@@ -46,6 +46,8 @@ struct RangeInfo {
   std::uint64_t base;
   std::uint64_t size;
   std::string name;
+  std::uint64_t reads;   // accesses its handler took
+  std::uint64_t writes;
 };
 
 class Bus {
@@ -62,7 +64,13 @@ class Bus {
   void Read(std::uint64_t address, std::span<std::byte> data);
   void Write(std::uint64_t address, std::span<const std::byte> data);
 
+  // Returns when no access that had begun before the call is still under way with a range that is given up by now: a vCPU may have
+  // found such a range and still wait for the device's lock. Called between Registration::Reset and destroying the device and its lock
+  // while vCPUs run (hot unplug); never from a handler or with a device's lock held.
+  void Drain() const;
+
   [[nodiscard]] std::vector<RangeInfo> Ranges() const;
+  // reads, writes, and the accesses that no range took: unmatched_reads, unmatched_writes, straddles, odd_widths.
   void ReportCounters(CounterSink& sink) const;
 
  private:

@@ -65,8 +65,10 @@ class RegisterOwner {
  public:
   virtual ~RegisterOwner() = default;
   // `old` and `now` are the whole register before and after; what the guest wrote to read-only and reserved bits is gone. For a
-  // write whose written bits matter beyond what was stored (a command), `written` is the raw value at the row's width.
+  // write whose written bits matter beyond what was stored (a command), `written` is the raw value at the row's width; bytes that a
+  // narrower write left alone are 0 in it.
   virtual void OnWrite(const RegisterRow& row, std::uint64_t old, std::uint64_t now, std::uint64_t written) = 0;
+  // What the guest reads; bits beyond the row's width are dropped. The store keeps its value.
   virtual std::uint64_t OnRead(const RegisterRow& row, std::uint64_t stored) {
     (void)row;
     return stored;
@@ -81,7 +83,7 @@ class RegisterFile {
   void Read(std::uint64_t offset, std::span<std::byte> data);
   void Write(std::uint64_t offset, std::span<const std::byte> data);
 
-  // The device's own side: no masks, no callback. `offset` must be a row's (CHECK: our constant, not the guest's).
+  // The device's own side: no masks but the row's width, no callback. `offset` must be a row's (CHECK: our constant, not the guest's).
   [[nodiscard]] std::uint64_t Get(std::uint32_t offset) const;
   void Set(std::uint32_t offset, std::uint64_t value);
   void Reset();
@@ -96,7 +98,13 @@ class RegisterFile {
   [[nodiscard]] std::span<const RegisterRow> rows() const { return rows_; }
 
  private:
+  // The row that takes a whole access, or null.
   [[nodiscard]] const RegisterRow* Find(std::uint64_t offset, std::size_t width) const;
+  [[nodiscard]] std::size_t IndexOf(std::uint32_t offset) const;
+  // Whether an 8-byte access at `offset` covers two adjacent 4-byte rows.
+  [[nodiscard]] bool IsPair(std::uint64_t offset, std::size_t width) const;
+  void ReadRow(const RegisterRow& row, std::uint64_t offset, std::span<std::byte> data);
+  void WriteRow(const RegisterRow& row, std::uint64_t offset, std::span<const std::byte> data);
   std::span<const RegisterRow> rows_;
   RegisterOwner& owner_;
   std::string_view trace_name_;

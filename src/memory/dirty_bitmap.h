@@ -15,7 +15,7 @@ class DirtyBitmap {
  public:
   static constexpr std::uint64_t kPageSize = 4096;
 
-  // `bytes`: size of the region.
+  // `bytes`: size of the region. A last page that is not whole counts as a page.
   explicit DirtyBitmap(std::uint64_t bytes);
 
   // Marks every page touched by [offset, offset + length). Ranges beyond the region are cut off.

@@ -44,7 +44,8 @@ struct Backing {
 
 class Region {
  public:
-  // size: a non-zero multiple of the backing's page size; base + size must not wrap.
+  // base: a multiple of 4096. size: a non-zero multiple of the backing's page size; base + size - 1 must not wrap, so a region may end
+  // at the last byte of the address space. kSystem keeps errno: ENOMEM for kHugetlb says that too few huge pages are reserved.
   [[nodiscard]] static Result<std::shared_ptr<const Region>> Create(Gpa base, std::uint64_t size,
                                                                     const Backing& backing);
 
@@ -75,7 +76,7 @@ using RegionPtr = std::shared_ptr<const Region>;
 
 class GuestMemory {
  public:
-  // Refuses overlapping regions (kOverlap); sorts them.
+  // Refuses overlapping regions (kOverlap); sorts them. None at all is a map too: nothing is in it.
   [[nodiscard]] static Result<std::shared_ptr<const GuestMemory>> Create(std::vector<RegionPtr> regions);
   // A new map with one region more or less.
   [[nodiscard]] Result<std::shared_ptr<const GuestMemory>> With(RegionPtr region) const;
@@ -85,10 +86,11 @@ class GuestMemory {
   [[nodiscard]] std::uint64_t total_size() const;
   // kGuestRange if [gpa, gpa + length) is not inside one region. length 0 is allowed anywhere inside a region.
   [[nodiscard]] Result<GuestView> View(Gpa gpa, std::uint64_t length, Access access) const;
+  // `access`: what the caller is going to do; all RAM grants both today.
   // The longest run from gpa of at most `length` bytes that lies in one region; kGuestRange if gpa is in none.
   [[nodiscard]] Result<GuestView> ViewRun(Gpa gpa, std::uint64_t length, Access access) const;
 
-  // Copies that may span adjacent regions; nothing is copied unless all of it fits.
+  // Copies that may span adjacent regions; nothing is copied unless all of it fits. No bytes always fit.
   [[nodiscard]] Result<void> CopyIn(Gpa gpa, std::span<const std::byte> from) const;
   [[nodiscard]] Result<void> CopyOut(Gpa gpa, std::span<std::byte> to) const;
   template <GuestPod T>
@@ -103,6 +105,7 @@ class GuestMemory {
  private:
   GuestMemory() = default;
   [[nodiscard]] const Region* Find(Gpa gpa) const;
+  [[nodiscard]] bool Covers(Gpa gpa, std::uint64_t length) const;
   std::vector<RegionPtr> regions_;
 };
 

@@ -10,14 +10,18 @@
 // concurrently, and only LoadAcquire16/StoreRelease16 and naturally aligned 1/2/4/8-byte Read/Write are single-copy atomic.
 // Every write marks the region's dirty bitmap, if it has one.
 
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <span>
 #include <type_traits>
 
-#include <sys/uio.h>
-
+#include "src/base/check.h"
+#include "src/base/endian.h"
 #include "src/base/result.h"
 #include "src/memory/dirty_bitmap.h"
 #include "src/memory/gpa.h"
@@ -26,6 +30,57 @@ namespace postern::memory {
 
 template <typename T>
 concept GuestPod = std::is_trivially_copyable_v<T> && std::has_unique_object_representations_v<T>;
+
+namespace internal {
+
+template <std::size_t N>
+inline constexpr bool IsWord = N == 1 || N == 2 || N == 4 || N == 8;
+template <std::size_t N>
+using Word = std::conditional_t<
+    N == 1, std::uint8_t,
+    std::conditional_t<N == 2, std::uint16_t, std::conditional_t<N == 4, std::uint32_t, std::uint64_t>>>;
+
+template <std::size_t N>
+bool IsAligned(const std::byte* at) {
+  return reinterpret_cast<std::uintptr_t>(at) % N == 0;
+}
+// Through void: what the bytes are aligned to was checked, not known to the compiler.
+template <typename W>
+W* WordPointer(const std::byte* at) {
+  return static_cast<W*>(static_cast<const void*>(at));
+}
+template <typename W>
+W* WordPointer(std::byte* at) {
+  return static_cast<W*>(static_cast<void*>(at));
+}
+
+// memcpy between guest memory and ours. Either side may be the guest's, which writes at the same time; whoever reads must treat the
+// bytes as an arbitrary mix of old and new ones. ThreadSanitizer builds copy by relaxed atomic bytes, so that it knows the race is
+// meant, and only that one.
+#if defined(__SANITIZE_THREAD__)
+#define POSTERN_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define POSTERN_TSAN 1
+#endif
+#endif
+#if defined(POSTERN_TSAN)
+inline void CopyShared(std::byte* to, const std::byte* from, std::size_t size) {
+  const auto* source = reinterpret_cast<const unsigned char*>(from);
+  auto* target = reinterpret_cast<unsigned char*>(to);
+  for (std::size_t i = 0; i < size; ++i) {
+    __atomic_store_n(target + i, __atomic_load_n(source + i, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+  }
+}
+#else
+inline void CopyShared(std::byte* to, const std::byte* from, std::size_t size) {
+  std::memcpy(to, from, size);
+  // The compiler may neither read the source again in place of the copy nor put the copy off.
+  asm volatile("" : : "r"(to) : "memory");
+}
+#endif
+
+}  // namespace internal
 
 class GuestView {
  public:
@@ -40,13 +95,13 @@ class GuestView {
   [[nodiscard]] Result<T> Read(std::size_t offset) const {
     if (!Fits(offset, sizeof(T))) return Err(Errc::kGuestRange, "read guest memory");
     T copy;
-    Fetch(base_ + offset, &copy, sizeof(T));
+    Fetch(base_ + offset, &copy);
     return copy;
   }
   template <GuestPod T>
   [[nodiscard]] Result<void> Write(std::size_t offset, const T& value) const {
     if (!Fits(offset, sizeof(T))) return Err(Errc::kGuestRange, "write guest memory");
-    Put(base_ + offset, &value, sizeof(T));
+    Put(base_ + offset, &value);
     MarkDirty(offset, sizeof(T));
     return {};
   }
@@ -55,16 +110,28 @@ class GuestView {
   [[nodiscard]] Result<void> CopyIn(std::size_t offset, std::span<const std::byte> from) const;
   [[nodiscard]] Result<void> Fill(std::size_t offset, std::size_t length, std::byte value) const;
 
-  // For ring indices. `offset` must be even relative to an even gpa (the caller checked ring alignment) and fit the view: a caller's
-  // duty, established once when the ring was mapped (CHECK).
-  [[nodiscard]] std::uint16_t LoadAcquire16(std::size_t offset) const;
-  void StoreRelease16(std::size_t offset, std::uint16_t value) const;
+  // For ring indices, little-endian in memory and native here. `offset` must be even relative to an even gpa (the caller checked ring
+  // alignment) and fit the view: a caller's duty, established once when the ring was mapped (CHECK).
+  [[nodiscard]] std::uint16_t LoadAcquire16(std::size_t offset) const {
+    CHECK(Fits(offset, 2) && internal::IsAligned<2>(base_ + offset));
+    const auto raw = __atomic_load_n(internal::WordPointer<const std::uint16_t>(base_ + offset),
+                                     __ATOMIC_ACQUIRE);
+    return std::bit_cast<le16>(raw).get();
+  }
+  void StoreRelease16(std::size_t offset, std::uint16_t value) const {
+    CHECK(Fits(offset, 2) && internal::IsAligned<2>(base_ + offset));
+    __atomic_store_n(internal::WordPointer<std::uint16_t>(base_ + offset),
+                     std::bit_cast<std::uint16_t>(le16(value)), __ATOMIC_RELEASE);
+    MarkDirty(offset, 2);
+  }
 
   // For readv/writev/io_uring: the kernel is the one that touches the bytes. A caller that lets the kernel write through it calls
   // MarkDirty when the I/O is complete.
   [[nodiscard]] iovec ToIovec() const { return {base_, size_}; }
+  // What does not lie in the view is cut off.
   void MarkDirty(std::size_t offset, std::size_t length) const {
-    if (dirty_ != nullptr) dirty_->Mark(region_offset_ + offset, length);
+    if (dirty_ == nullptr || offset >= size_) return;
+    dirty_->Mark(region_offset_ + offset, std::min(length, size_ - offset));
   }
 
  private:
@@ -78,8 +145,30 @@ class GuestView {
   }
   // Aligned 1/2/4/8-byte objects by one atomic access (a memcpy may tear or be repeated), others by a copy the compiler may not
   // look through.
-  static void Fetch(const std::byte* from, void* to, std::size_t size);
-  static void Put(std::byte* to, const void* from, std::size_t size);
+  template <typename T>
+  static void Fetch(const std::byte* from, T* to) {
+    if constexpr (internal::IsWord<sizeof(T)>) {
+      if (internal::IsAligned<sizeof(T)>(from)) {
+        const auto word = __atomic_load_n(
+            internal::WordPointer<const internal::Word<sizeof(T)>>(from), __ATOMIC_RELAXED);
+        std::memcpy(to, &word, sizeof(T));
+        return;
+      }
+    }
+    internal::CopyShared(reinterpret_cast<std::byte*>(to), from, sizeof(T));
+  }
+  template <typename T>
+  static void Put(std::byte* to, const T* from) {
+    if constexpr (internal::IsWord<sizeof(T)>) {
+      if (internal::IsAligned<sizeof(T)>(to)) {
+        internal::Word<sizeof(T)> word;
+        std::memcpy(&word, from, sizeof(T));
+        __atomic_store_n(internal::WordPointer<internal::Word<sizeof(T)>>(to), word, __ATOMIC_RELAXED);
+        return;
+      }
+    }
+    internal::CopyShared(to, reinterpret_cast<const std::byte*>(from), sizeof(T));
+  }
 
   Gpa gpa_;
   std::byte* base_ = nullptr;

@@ -1,5 +1,6 @@
-// Process 1 of the emulated host: makes the machine's own root file system the job's root, runs one job in
-// it, and carries its standard streams, byte for byte, over virtio-serial ports. Statically linked.
+// Process 1 of the emulated host: makes the machine's own root file system the job's root, runs one
+// job in it, and carries its standard streams, byte for byte, over virtio-serial ports. Statically
+// linked.
 //
 // Ports (see `rig`, which is the other end of each):
 //   vport0p1  control. rig -> init: key NUL value NUL pairs, the job's description, ended by "run".
@@ -7,8 +8,9 @@
 //   vport0p2  the job's standard output, or its terminal     vport0p3  its standard error
 //   vport0p4  its standard input (or the terminal's input)
 //
-// Started as "modprobe" (the kernel runs /sbin/modprobe of the initramfs, not of the job's root), it enters
-// the job's root and runs the modprobe found there: so the kernel's own module requests work.
+// Started as "modprobe" (the kernel runs /sbin/modprobe of the initramfs, not of the job's root),
+// it enters the job's root and runs the modprobe found there: so the kernel's own module requests
+// work.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -101,7 +103,8 @@ void Tell(const std::string& line) {
   _exit(1);
 }
 
-void Mount(const char* source, const char* target, const char* type, unsigned long flags, const char* options) {
+void Mount(const char* source, const char* target, const char* type, unsigned long flags,
+           const char* options) {
   mkdir(target, 0755);
   if (mount(source, target, type, flags, options) != 0) Fail(std::string("mount ") + target);
 }
@@ -204,7 +207,8 @@ Job ReadJob(ControlReader* control) {
       }
       if (key == "share") {
         size_t colon = value.find(':');
-        if (colon != std::string::npos) job.shares.push_back({value.substr(0, colon), value.substr(colon + 1)});
+        if (colon != std::string::npos)
+          job.shares.push_back({value.substr(0, colon), value.substr(colon + 1)});
       }
     }
     // A read before the port's "connected" message has arrived returns 0 as well.
@@ -214,16 +218,20 @@ Job ReadJob(ControlReader* control) {
 }
 
 void MakeDirectories(const std::string& path) {
-  for (size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1)) {
+  for (size_t slash = path.find('/', 1); slash != std::string::npos;
+       slash = path.find('/', slash + 1)) {
     mkdir(path.substr(0, slash).c_str(), 0755);
   }
   mkdir(path.c_str(), 0755);
 }
 
-std::string InRoot(const std::string& path) { return kRoot + path; }
+std::string InRoot(const std::string& path) {
+  return kRoot + path;
+}
 
 void MountRoot() {
-  Mount("host", "/lower", "9p", MS_RDONLY, "trans=virtio,version=9p2000.L,msize=512000,cache=loose");
+  Mount("host", "/lower", "9p", MS_RDONLY,
+        "trans=virtio,version=9p2000.L,msize=512000,cache=loose");
   Mount("rig", "/upper", "tmpfs", 0, "mode=755");
   mkdir("/upper/data", 0755);
   mkdir("/upper/work", 0755);
@@ -264,9 +272,10 @@ void PrepareJob(const Job& job) {
   }
 }
 
-// Everything from fork to exec for a process in the job's root. `arguments` and `environment` outlive it.
-[[noreturn]] void Exec(const std::vector<std::string>& arguments, const std::vector<std::string>& environment,
-                       const std::string& cwd) {
+// Everything from fork to exec for a process in the job's root. `arguments` and `environment`
+// outlive it.
+[[noreturn]] void Exec(const std::vector<std::string>& arguments,
+                       const std::vector<std::string>& environment, const std::string& cwd) {
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -376,7 +385,8 @@ bool Forward(int from, int port, uint64_t* moved) {
   return true;
 }
 
-// The job's standard input: bytes wait here until the job takes them, so that nothing else waits for it.
+// The job's standard input: bytes wait here until the job takes them, so that nothing else waits
+// for it.
 struct Input {
   std::string waiting;
   uint64_t received = 0;
@@ -408,7 +418,8 @@ class Supervisor {
     Tell("up\n");
     child_ = StartJob(job_, streams_);
     while (true) {
-      // With the job gone, what its streams still hold is passed on; who else holds them open is not waited for.
+      // With the job gone, what its streams still hold is passed on; who else holds them open is
+      // not waited for.
       bool finishing = exit_code_ >= 0;
       bool progress = Step(finishing ? 0 : -1);
       if (finishing && !progress) break;
@@ -506,7 +517,8 @@ class Supervisor {
   void GiveInput() {
     ssize_t n = write(streams_.in, input_.waiting.data(), input_.waiting.size());
     if (n > 0) input_.waiting.erase(0, static_cast<size_t>(n));
-    if (n < 0 && errno != EAGAIN && errno != EINTR) {  // the job has closed its end: the rest has no reader
+    if (n < 0 && errno != EAGAIN &&
+        errno != EINTR) {  // the job has closed its end: the rest has no reader
       close(streams_.in);
       in_open_ = false;
       return;
@@ -551,7 +563,8 @@ int main(int, char** argv) {
   Mount("dev", "/dev", "devtmpfs", 0, nullptr);
   Mount("proc", "/proc", "proc", 0, nullptr);
   Mount("sys", "/sys", "sysfs", 0, nullptr);
-  // KVM and the rest load while the root file system is mounted: the emulated host has more than one CPU.
+  // KVM and the rest load while the root file system is mounted: the emulated host has more than
+  // one CPU.
   pid_t loader = fork();
   if (loader == 0) {
     LoadModules("/modules/rest");

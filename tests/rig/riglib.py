@@ -63,13 +63,13 @@ def cache_lock(name):
         yield
 
 
-def write_atomically(path, data):
+def write_atomically(path, data, mode=0o644):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -309,7 +309,7 @@ def add_modules(archive, paths, list_name):
 
 
 def static_program(source):
-    """Compiles one C++ file into a static program, once; returns its bytes."""
+    """Compiles one C++ file into a static program, once; returns its path."""
     with open(source, "rb") as file:
         text = file.read()
     compiler = os.environ.get("CXX", "g++")
@@ -320,10 +320,8 @@ def static_program(source):
             made = os.path.join(work, name)
             run([compiler, "-std=c++20", "-O2", "-s", "-static", "-o", made, source], f"compiling {source}")
             with open(made, "rb") as file:
-                write_atomically(path, file.read())
-            os.chmod(path, 0o755)
-    with open(path, "rb") as file:
-        return file.read()
+                write_atomically(path, file.read(), 0o755)
+    return path
 
 
 def cached_file(path, make):

@@ -1,18 +1,19 @@
-// One static program for both ends of the rig's traffic tests: it runs in the guest, which has no other tools
-// for vsock or checked UDP, and on the host beside it.
+// One static program for both ends of the rig's traffic tests: it runs in the guest, which has no
+// other tools for vsock or checked UDP, and on the host beside it.
 //
-//   agent send ENDPOINT BYTES      connects, sends a pattern, half-closes, compares the receiver's count and digest
-//   agent recv ENDPOINT            accepts one connection, takes all, answers "COUNT DIGEST"
-//   agent echo ENDPOINT            accepts one connection, returns every byte until its end
-//   agent duplex ENDPOINT BYTES    connects to an echo, sends and receives at once, compares every byte
-//   agent refused ENDPOINT         succeeds if a connection is refused or reset
+//   agent send ENDPOINT BYTES      connects, sends a pattern, half-closes, compares the receiver's
+//   count and digest agent recv ENDPOINT            accepts one connection, takes all, answers
+//   "COUNT DIGEST" agent echo ENDPOINT            accepts one connection, returns every byte until
+//   its end agent duplex ENDPOINT BYTES    connects to an echo, sends and receives at once,
+//   compares every byte agent refused ENDPOINT         succeeds if a connection is refused or reset
 //   agent udp-echo PORT            answers datagrams for ever
-//   agent udp-ping ADDR PORT COUNT SIZE   sends datagrams one at a time, compares each answer, resends lost ones
-//   agent power-button SECONDS     waits for the ACPI power button
+//   agent udp-ping ADDR PORT COUNT SIZE   sends datagrams one at a time, compares each answer,
+//   resends lost ones agent power-button SECONDS     waits for the ACPI power button
 //
-// ENDPOINT: tcp:ADDRESS:PORT   vsock:CID:PORT   unix:PATH   hybrid:PATH:PORT (a host's way to a guest's vsock
-// port: connect to PATH, say "CONNECT PORT", be told "OK N"). To listen, ADDRESS and CID name the local end;
-// CID may be "any". Everything ends within two minutes. Exit code 0: all was as it must be.
+// ENDPOINT: tcp:ADDRESS:PORT   vsock:CID:PORT   unix:PATH   hybrid:PATH:PORT (a host's way to a
+// guest's vsock port: connect to PATH, say "CONNECT PORT", be told "OK N"). To listen, ADDRESS and
+// CID name the local end; CID may be "any". Everything ends within five minutes. Exit code 0: all
+// was as it must be.
 
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -39,7 +40,7 @@
 
 namespace {
 
-constexpr unsigned kLimitSeconds = 120;
+constexpr unsigned kLimitSeconds = 300;
 constexpr size_t kChunk = 65536;
 
 [[noreturn]] void Die(const std::string& what) {
@@ -60,7 +61,8 @@ uint64_t Number(const std::string& text) {
   return value;
 }
 
-// The byte at `offset` of the pattern: no period that a page, a segment or a ring could hide behind.
+// The byte at `offset` of the pattern: no period that a page, a segment or a ring could hide
+// behind.
 uint8_t PatternByte(uint64_t offset) {
   uint64_t x = offset / 8 + 0x9e3779b97f4a7c15U;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
@@ -154,7 +156,9 @@ Address ParseEndpoint(const std::string& text) {
   return address;
 }
 
-const sockaddr* Raw(const Address& address) { return reinterpret_cast<const sockaddr*>(&address.storage); }
+const sockaddr* Raw(const Address& address) {
+  return reinterpret_cast<const sockaddr*>(&address.storage);
+}
 
 int NewSocket(const Address& address) {
   int fd = socket(address.family, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -214,7 +218,7 @@ bool TryConnect(const Address& address, int* result) {
 // The peer may still be on its way to listen().
 int Connect(const Address& address) {
   int fd = -1;
-  for (int tries = 0; tries < 200; ++tries) {
+  for (int tries = 0; tries < 2000; ++tries) {
     if (TryConnect(address, &fd)) return fd;
     usleep(100'000);
   }
@@ -225,7 +229,8 @@ int Accept(const Address& address) {
   int listener = NewSocket(address);
   int on = 1;
   setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-  if (address.family == AF_UNIX) unlink(reinterpret_cast<const sockaddr_un*>(&address.storage)->sun_path);
+  if (address.family == AF_UNIX)
+    unlink(reinterpret_cast<const sockaddr_un*>(&address.storage)->sun_path);
   if (bind(listener, Raw(address), address.length) != 0) Die("bind");
   if (listen(listener, 1) != 0) Die("listen");
   int fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
@@ -239,7 +244,8 @@ void Send(const Address& address, uint64_t bytes) {
   Digest digest;
   std::vector<uint8_t> chunk(kChunk);
   while (digest.count < bytes) {
-    size_t length = static_cast<size_t>(bytes - digest.count < kChunk ? bytes - digest.count : kChunk);
+    size_t length =
+        static_cast<size_t>(bytes - digest.count < kChunk ? bytes - digest.count : kChunk);
     FillPattern(digest.count, chunk.data(), length);
     WriteAll(fd, chunk.data(), length);
     digest.Add(chunk.data(), length);
@@ -289,7 +295,8 @@ void Duplex(const Address& address, uint64_t bytes) {
       if (n < 0) Die("read");
       if (n == 0) Wrong("the echo ended after " + std::to_string(received) + " bytes");
       for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
-        if (in[i] != PatternByte(received + i)) Wrong("wrong byte at " + std::to_string(received + i));
+        if (in[i] != PatternByte(received + i))
+          Wrong("wrong byte at " + std::to_string(received + i));
       }
       received += static_cast<uint64_t>(n);
     }
@@ -309,9 +316,11 @@ void UdpEcho(const std::string& port) {
   while (true) {
     sockaddr_in peer{};
     socklen_t length = sizeof(peer);
-    ssize_t n = recvfrom(fd, datagram.data(), datagram.size(), 0, reinterpret_cast<sockaddr*>(&peer), &length);
+    ssize_t n = recvfrom(fd, datagram.data(), datagram.size(), 0,
+                         reinterpret_cast<sockaddr*>(&peer), &length);
     if (n < 0) Die("recvfrom");
-    sendto(fd, datagram.data(), static_cast<size_t>(n), 0, reinterpret_cast<sockaddr*>(&peer), length);
+    sendto(fd, datagram.data(), static_cast<size_t>(n), 0, reinterpret_cast<sockaddr*>(&peer),
+           length);
   }
 }
 
@@ -362,7 +371,8 @@ void PowerButton(uint64_t seconds) {
     if (poll(fds.data(), fds.size(), 1000) <= 0) continue;
     for (pollfd& entry : fds) {
       input_event event;
-      if ((entry.revents & POLLIN) == 0 || read(entry.fd, &event, sizeof(event)) != sizeof(event)) continue;
+      if ((entry.revents & POLLIN) == 0 || read(entry.fd, &event, sizeof(event)) != sizeof(event))
+        continue;
       if (event.type == EV_KEY && event.code == KEY_POWER && event.value == 1) return;
     }
   }

@@ -1,0 +1,3 @@
+echo "RIG READY"
+echo c > /proc/sysrq-trigger
+sleep 60

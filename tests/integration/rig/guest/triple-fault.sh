@@ -1,0 +1,2 @@
+echo "RIG READY"
+reboot -f

@@ -1,6 +1,5 @@
 // The ACPI tables, as far as a machine without firmware needs them, and the two ways out: power-off and reset.
-#ifndef POSTERN_SRC_PROBE_ACPI_H_
-#define POSTERN_SRC_PROBE_ACPI_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -70,5 +69,3 @@ void PowerOff();
 void ResetMachine();
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_ACPI_H_

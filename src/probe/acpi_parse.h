@@ -1,6 +1,5 @@
 // The parts of ACPI that are arithmetic on bytes. Pure; tested on the host.
-#ifndef POSTERN_SRC_PROBE_ACPI_PARSE_H_
-#define POSTERN_SRC_PROBE_ACPI_PARSE_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -85,5 +84,3 @@ inline size_t FindMmioDevices(std::span<const uint8_t> aml, std::span<AmlMmioDev
 }
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_ACPI_PARSE_H_

@@ -1,6 +1,5 @@
 // What the loader left for the kernel, by either protocol, in one form.
-#ifndef POSTERN_SRC_PROBE_BOOT_INFO_H_
-#define POSTERN_SRC_PROBE_BOOT_INFO_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -37,5 +36,3 @@ struct BootInfo {
 void ReadBootInfo(BootProtocol protocol, uint64_t info, BootInfo& boot);
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_BOOT_INFO_H_

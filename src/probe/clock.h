@@ -1,6 +1,5 @@
 // Time by the TSC. Its frequency is read, not measured, wherever the machine tells it.
-#ifndef POSTERN_SRC_PROBE_CLOCK_H_
-#define POSTERN_SRC_PROBE_CLOCK_H_
+#pragma once
 
 #include <cstdint>
 
@@ -23,5 +22,3 @@ inline uint64_t MicrosOf(uint64_t cycles) { return cycles * 1000 / Tsc().khz; }
 void SpinMicros(uint64_t micros);
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_CLOCK_H_

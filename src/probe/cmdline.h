@@ -1,6 +1,5 @@
 // The probe's parameters and the virtio-mmio devices, from the kernel command line. Pure; tested on the host.
-#ifndef POSTERN_SRC_PROBE_CMDLINE_H_
-#define POSTERN_SRC_PROBE_CMDLINE_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -42,5 +41,3 @@ struct Options {
 void ParseCommandLine(std::string_view text, Options& options);
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_CMDLINE_H_

@@ -109,6 +109,12 @@ class Blk {
     return queues_[queue]->Add({readable, r}, {writable, w}, slot);
   }
 
+  // The request of `slot` once more, elsewhere.
+  void Retarget(uint16_t slot, uint64_t sector) {
+    slots_[slot].header.sector = sector;
+    slots_[slot].status = kStatusUnset;
+  }
+
   void Kick() {
     for (uint16_t q = 0; q < queue_count_; ++q) queues_[q]->Kick();
   }
@@ -369,7 +375,7 @@ bool BlkBench() {
     Print("blkbench: no disk");
     return false;
   }
-  Options options = ProbeOptions();
+  const Options& options = ProbeOptions();
   const auto wanted = static_cast<uint16_t>(options.queue_depth < Queue::kMaxSize ? options.queue_depth : Queue::kMaxSize);
   Blk blk(*transport);
   bool good = blk.Open(row, wanted, 1);
@@ -380,32 +386,40 @@ bool BlkBench() {
   uint64_t errors = 0;
   uint64_t submitted = 0;
   uint64_t random = options.seed * 2 + 1;
-  const uint64_t begin = ReadTsc();
-  const auto submit = [&](uint16_t slot) {
+  const auto next_sector = [&] {
     random = random * 6364136223846793005 + 1442695040888963407;
-    const uint64_t sector = (random >> 32) % places * (kPiece / kSector);
-    if (blk.Submit(0, slot, kTypeIn, sector, buffer + size_t{kPiece} * slot, kPiece)) ++submitted;
+    return (random >> 32) % places * (kPiece / kSector);
   };
+  const uint64_t begin = ReadTsc();
   if (good) {
     Queue& queue = blk.queue(0);
-    for (uint16_t slot = 0; slot < blk.depth() && submitted < options.ops; ++slot) submit(slot);
+    for (uint16_t slot = 0; slot < blk.depth() && submitted < options.ops; ++slot) {
+      if (blk.Submit(0, slot, kTypeIn, next_sector(), buffer + size_t{kPiece} * slot, kPiece)) ++submitted;
+    }
     queue.AskForInterrupt(true);
     queue.Kick();
     while (finished < submitted) {
-      uint32_t length = 0;
-      const uint16_t slot = queue.Pop(length);
-      if (slot == Queue::kNoToken) {
+      const uint16_t head = queue.PopKept();
+      if (head == Queue::kNoToken) {
         // Everything that has arrived is answered before the device hears of it: one notification for many requests.
         queue.Kick();
-        if (!queue.Wait()) {
+        if (queue.broken() || !queue.Wait()) {
           good = row.Fail("no answer");
           break;
         }
         continue;
       }
       ++finished;
-      if (blk.status(slot) != kStatusOk) ++errors;
-      if (submitted < options.ops) submit(slot);
+      const uint16_t slot = queue.TokenOf(head);
+      if (slot >= blk.depth() || blk.status(slot) != kStatusOk) {
+        ++errors;
+        continue;
+      }
+      if (submitted < options.ops) {
+        blk.Retarget(slot, next_sector());
+        queue.Repeat(head);
+        ++submitted;
+      }
     }
   }
   const uint64_t cycles = ReadTsc() - begin;

@@ -94,6 +94,14 @@ ConsoleWriter OpenConsole() {
   return &SendToOutput;
 }
 
+void CloseConsole() {
+  SuspendOutput();
+  if (g_output == nullptr) return;
+  Row row("console");
+  g_output->device.End(row);
+  g_output = nullptr;
+}
+
 void TestConsole(Transport& transport, Row& row) {
   if (&transport == g_output_transport && g_output != nullptr) {
     Judge(*g_output, row);

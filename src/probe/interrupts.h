@@ -1,6 +1,5 @@
 // Interrupts: the IDT, the local APIC in either of its faces, vectors, the timer, I/O APIC pins, and waiting with a limit.
-#ifndef POSTERN_SRC_PROBE_INTERRUPTS_H_
-#define POSTERN_SRC_PROBE_INTERRUPTS_H_
+#pragma once
 
 #include <cstdint>
 
@@ -74,5 +73,3 @@ bool WaitFor(uint64_t micros, Done done) {
 }
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_INTERRUPTS_H_

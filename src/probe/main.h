@@ -1,6 +1,5 @@
 // What the whole program shares: its options and what the loader told it.
-#ifndef POSTERN_SRC_PROBE_MAIN_H_
-#define POSTERN_SRC_PROBE_MAIN_H_
+#pragma once
 
 #include "src/probe/boot_info.h"
 #include "src/probe/cmdline.h"
@@ -11,5 +10,3 @@ const Options& ProbeOptions();
 const BootInfo& Boot();
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_MAIN_H_

@@ -1,6 +1,5 @@
 // Ethernet, ARP, IPv4 and ICMP echo, as much as it takes to be answered. Pure; tested on the host.
-#ifndef POSTERN_SRC_PROBE_PACKET_H_
-#define POSTERN_SRC_PROBE_PACKET_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -137,5 +136,3 @@ inline std::span<const uint8_t> ParseEchoReply(std::span<const uint8_t> frame, u
 }
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_PACKET_H_

@@ -1,6 +1,5 @@
 // The identity map. Nothing but the image is mapped at the start; the rest is mapped 2 MiB at a time when it is first needed.
-#ifndef POSTERN_SRC_PROBE_PAGING_H_
-#define POSTERN_SRC_PROBE_PAGING_H_
+#pragma once
 
 #include <cstdint>
 
@@ -13,5 +12,3 @@ enum class Caching : uint8_t { kNormal, kDevice };
 void MapPhysical(uint64_t address, uint64_t size, Caching caching);
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_PAGING_H_

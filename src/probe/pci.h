@@ -1,6 +1,5 @@
 // PCI by ECAM: enumeration, BARs, capabilities, MSI-X.
-#ifndef POSTERN_SRC_PROBE_PCI_H_
-#define POSTERN_SRC_PROBE_PCI_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -73,5 +72,3 @@ class Msix {
 };
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_PCI_H_

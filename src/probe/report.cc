@@ -65,6 +65,8 @@ void OpenOutput(ConsoleWriter writer) {
   if (size != 0) Emit({g_pending, size});
 }
 
+void SuspendOutput() { g_sink = Sink::kPending; }
+
 void Print(std::string_view line) {
   Line out;
   // The far end may be a terminal in raw mode, which does not add the carriage return.

@@ -1,6 +1,5 @@
 // What the probe says: lines to the console, rows of the table, the count at the end.
-#ifndef POSTERN_SRC_PROBE_REPORT_H_
-#define POSTERN_SRC_PROBE_REPORT_H_
+#pragma once
 
 #include <cstdint>
 #include <string_view>
@@ -15,6 +14,8 @@ using ConsoleWriter = bool (*)(std::string_view bytes);
 // Lines printed before this are kept and come out first. Without a writer they go to COM1 or to the debug port (0xe9),
 // whichever is there.
 void OpenOutput(ConsoleWriter writer);
+// Keeps what is printed, as before the first OpenOutput.
+void SuspendOutput();
 void Print(std::string_view line);
 inline void Print(const Line& line) { Print(line.view()); }
 
@@ -63,5 +64,3 @@ const Tally& Results();
 void AddRate(Line& line, uint64_t bytes, uint64_t cycles);
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_REPORT_H_

@@ -1,6 +1,5 @@
 // The split virtqueue's layout and arithmetic (VIRTIO 1.2 section 2.7). Pure; tested on the host.
-#ifndef POSTERN_SRC_PROBE_RING_H_
-#define POSTERN_SRC_PROBE_RING_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -54,5 +53,3 @@ constexpr uint16_t QueueSize(uint32_t wanted, uint32_t maximum) {
 }
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_RING_H_

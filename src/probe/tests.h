@@ -1,6 +1,5 @@
 // What is tested, in the order of the table. To add a device: one file with its driver, one line in kTests (tests.cc).
-#ifndef POSTERN_SRC_PROBE_TESTS_H_
-#define POSTERN_SRC_PROBE_TESTS_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -47,6 +46,8 @@ void TestVsock(Transport& transport, Row& row);
 
 // Opens the first virtio console for output; nullptr if there is none that works. Its row comes with TestConsole.
 ConsoleWriter OpenConsole();
+// Gives the console back to the device's reset state; output is kept until OpenOutput is called again.
+void CloseConsole();
 
 // The other modes; each prints its own lines. False: the device it needs is missing or failed.
 bool BlkBench();
@@ -56,5 +57,3 @@ bool MmioLoop();
 bool Hostile();
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_TESTS_H_

@@ -1,6 +1,5 @@
 // Text without a C library: a line that is built piece by piece, and numbers read from the command line. Pure; tested on the host.
-#ifndef POSTERN_SRC_PROBE_TEXT_H_
-#define POSTERN_SRC_PROBE_TEXT_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -35,5 +34,3 @@ bool ParseNumber(std::string_view text, uint64_t& value);
 bool ParseIpv4(std::string_view text, uint32_t& address);
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_TEXT_H_

@@ -136,7 +136,7 @@ bool Queue::Add(std::span<const Segment> readable, std::span<const Segment> writ
   free_count_ = static_cast<uint16_t>(free_count_ - needed);
   tokens_[head] = token;
   counts_[head] = static_cast<uint16_t>(needed);
-  avail_[RingLayout::kEntries / 2 + avail_index_ % size_] = head;
+  avail_[RingLayout::kEntries / 2 + (avail_index_ & (size_ - 1))] = head;
   ++avail_index_;
   return true;
 }
@@ -155,12 +155,10 @@ void Queue::Kick() {
   transport_->Notify(index_);
 }
 
-bool Queue::HasUsed() const { return used_[RingLayout::kIndex / 2] != last_used_; }
-
 uint16_t Queue::Pop(uint32_t& length) {
   if (!HasUsed() || broken_) return kNoToken;
   CompilerBarrier();  // the index before the entry
-  const auto* element = reinterpret_cast<const volatile UsedElement*>(used_ + RingLayout::kEntries / 2) + last_used_ % size_;
+  const auto* element = reinterpret_cast<const volatile UsedElement*>(used_ + RingLayout::kEntries / 2) + (last_used_ & (size_ - 1));
   const uint32_t head = element->id;
   length = element->length;
   ++last_used_;
@@ -169,14 +167,18 @@ uint16_t Queue::Pop(uint32_t& length) {
     return kNoToken;
   }
   const uint16_t token = tokens_[head];
-  tokens_[head] = kNoToken;
-  uint16_t tail = static_cast<uint16_t>(head);
-  for (uint16_t i = 1; i < counts_[head]; ++i) tail = descriptors_[tail].next;
-  descriptors_[tail].next = free_head_;
-  free_head_ = static_cast<uint16_t>(head);
-  free_count_ = static_cast<uint16_t>(free_count_ + counts_[head]);
+  Free(static_cast<uint16_t>(head));
   ++completions_;
   return token;
+}
+
+void Queue::Free(uint16_t head) {
+  tokens_[head] = kNoToken;
+  uint16_t tail = head;
+  for (uint16_t i = 1; i < counts_[head]; ++i) tail = descriptors_[tail].next;
+  descriptors_[tail].next = free_head_;
+  free_head_ = head;
+  free_count_ = static_cast<uint16_t>(free_count_ + counts_[head]);
 }
 
 void Queue::AskForInterrupt(bool wanted) {

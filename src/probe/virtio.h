@@ -1,6 +1,5 @@
 // The driver side of virtio: a queue, a device's way from reset to DRIVER_OK, and the transport below them as an interface.
-#ifndef POSTERN_SRC_PROBE_VIRTIO_H_
-#define POSTERN_SRC_PROBE_VIRTIO_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -99,11 +98,31 @@ class Queue {
   void Kick();
   // The next completion, or kNoToken. A device that names a request that is not under way is remembered in broken().
   uint16_t Pop(uint32_t& length);
+  // For loops over unchanging requests, where every instruction counts: the head of the next completion with its descriptors
+  // left in place (kNoToken: none), and that same request published again by the next Kick.
+  uint16_t PopKept() {
+    if (!HasUsed()) return kNoToken;
+    CompilerBarrier();
+    const auto* elements = reinterpret_cast<const volatile UsedElement*>(used_ + RingLayout::kEntries / 2);
+    const uint32_t head = elements[last_used_ & (size_ - 1)].id;
+    ++last_used_;
+    ++completions_;
+    if (head < size_) return static_cast<uint16_t>(head);
+    broken_ = true;
+    return kNoToken;
+  }
+  void Repeat(uint16_t head) {
+    avail_[RingLayout::kEntries / 2 + (avail_index_ & (size_ - 1))] = head;
+    ++avail_index_;
+  }
+  void Free(uint16_t head);  // a kept request's descriptors, once it is not repeated any more
+  [[nodiscard]] uint16_t TokenOf(uint16_t head) const { return tokens_[head]; }
+
   // Waits for a completion; false after the time limit.
   bool Wait(uint64_t micros = kRequestMicros);
   // One request from beginning to end. Length: bytes the device wrote.
   bool Run(std::span<const Segment> readable, std::span<const Segment> writable, uint32_t& length);
-  [[nodiscard]] bool HasUsed() const;
+  [[nodiscard]] bool HasUsed() const { return used_[RingLayout::kIndex / 2] != last_used_; }
   // Whether the next completion shall interrupt. Wait and Run do it by themselves.
   void AskForInterrupt(bool wanted);
 
@@ -186,5 +205,3 @@ Transport& VirtioAt(size_t index);
 Transport* FindVirtio(uint16_t device_id, size_t nth = 0);
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_VIRTIO_H_

@@ -1,6 +1,5 @@
 // The two transports. Internal to virtio.cc, virtio_pci.cc and virtio_mmio.cc.
-#ifndef POSTERN_SRC_PROBE_VIRTIO_TRANSPORTS_H_
-#define POSTERN_SRC_PROBE_VIRTIO_TRANSPORTS_H_
+#pragma once
 
 #include <cstdint>
 
@@ -91,5 +90,3 @@ class MmioTransport final : public Transport {
 };
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_VIRTIO_TRANSPORTS_H_

@@ -1,7 +1,6 @@
 // The instructions the probe needs that C++ has no word for. Plain integer instructions only: where KVM has no hardware
 // virtualisation it interprets the guest, and refuses SSE, VEX forms, int3, xsave, cmpxchg16b and the fence instructions.
-#ifndef POSTERN_SRC_PROBE_X86_H_
-#define POSTERN_SRC_PROBE_X86_H_
+#pragma once
 
 #include <cstdint>
 
@@ -110,5 +109,3 @@ inline uint64_t ReadCr2() {
 }
 
 }  // namespace postern::probe
-
-#endif  // POSTERN_SRC_PROBE_X86_H_

@@ -1,0 +1,406 @@
+"""usage: ./check [--help] [--quick | --long] [--only STAGE[,STAGE...]] [--skip STAGE[,STAGE...]] [--list]
+
+Checks everything and ends with a table and the line "N passed, N failed[, N skipped]"; the exit code is 0 only if nothing
+failed. A stage that fails does not keep the later ones from running.
+
+  --quick   leave out tsan, tidy and rig: a few minutes
+  --long    many more fuzz inputs (a minute for each target, from a random seed), and the integration tests' long variants
+  --only    run these stages alone        --skip    leave these out        --list    name the stages
+
+stages:
+  setup     install missing Debian packages (needs root only if one is missing)
+  format    clang-format
+  build     the release build of everything, by g++ 12
+  unit      unit tests, g++ 12, the objects that ship
+  fuzz      every fuzz target: its corpus and a fixed-seed run, g++ 12; every benchmark once
+  asan      everything by clang 14 with thread-safety analysis; unit tests and libFuzzer's fixed-seed runs under
+            AddressSanitizer and UndefinedBehaviorSanitizer
+  tsan      the unit tests that involve threads, under ThreadSanitizer
+  tidy      clang-tidy 14
+  kvm       integration tests on this machine's KVM (tests/integration/kvm)
+  rig       integration tests in the emulated host (tests/integration/rig)
+
+environment: POSTERN_CACHE (caches, default ~/.cache/postern), POSTERN_BAZEL_OUTPUT_BASE
+"""
+
+import glob
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import xml.etree.ElementTree
+
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+CACHE = os.environ.get("POSTERN_CACHE") or os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "postern")
+SCRIPT_TIMEOUT = 600
+LONG_SCRIPT_TIMEOUT = 3600
+LONG_FUZZ_SECONDS = 60
+PROGRESS_SECONDS = 30
+RESULT_LINE = re.compile(r"^(PASS|FAIL|SKIP) ([^\n]+)$")
+RELEASE_BINARY = "src/cli/postern"
+
+
+class Results:
+    """What one stage found: names of passed cases, and (name, reason) of failed and skipped ones."""
+
+    def __init__(self):
+        self.passed = []
+        self.failed = []
+        self.skipped = []
+        self.note = ""
+
+    def one(self, code, name, reason):
+        if code == 0:
+            self.passed.append(name)
+        else:
+            self.failed.append((name, reason))
+
+
+class Check:
+    def __init__(self, options):
+        self.long = options["long"]
+        self.logs = tempfile.mkdtemp(prefix="postern-check.")
+        self.terminal = sys.stdout.isatty()
+        self.child = None
+
+    # --- running things ---------------------------------------------------------------------------------------------
+
+    def run(self, stage, command, env=None, timeout=None, on_line=None):
+        """Runs a command with its output in the stage's log. Returns its exit code, or None after the timeout."""
+        log_path = self.log(stage)
+        with open(log_path, "ab") as log:
+            log.write(("$ " + " ".join(command) + "\n").encode())
+            log.flush()
+            offset = log.tell()
+            self.child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
+                                          stderr=subprocess.STDOUT, start_new_session=True,
+                                          env=dict(os.environ, **(env or {})))
+        start = shown = time.monotonic()
+        pending = b""
+        with open(log_path, "rb") as reader:
+            reader.seek(offset)
+            while True:
+                try:
+                    code = self.child.wait(0.2)
+                except subprocess.TimeoutExpired:
+                    code = None
+                pending += reader.read()
+                *lines, pending = pending.split(b"\n")
+                for line in lines:
+                    if on_line:
+                        on_line(line.decode(errors="replace"))
+                now = time.monotonic()
+                if code is not None:
+                    break
+                if timeout and now - start > timeout:
+                    self.kill_child()
+                    self.child = None
+                    return None
+                if now - shown > (2 if self.terminal else PROGRESS_SECONDS):
+                    shown = now
+                    self.progress(lines, now - start)
+        if pending and on_line:
+            on_line(pending.decode(errors="replace"))
+        # A test may leave nothing behind that goes on running.
+        self.kill_child()
+        self.child = None
+        return code
+
+    def kill_child(self):
+        if self.child is None:
+            return
+        try:
+            os.killpg(self.child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        try:
+            self.child.wait(10)
+        except subprocess.TimeoutExpired:
+            pass
+
+    def progress(self, lines, seconds):
+        last = lines[-1].decode(errors="replace").strip() if lines else ""
+        last = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", last)[:90]
+        if self.terminal:
+            print(f"\r\x1b[K    {seconds:.0f} s  {last}", end="", flush=True)
+        else:
+            print(f"    {seconds:.0f} s  {last}", flush=True)
+
+    def log(self, stage):
+        return os.path.join(self.logs, stage + ".log")
+
+    # --- Bazel --------------------------------------------------------------------------------------------------------
+
+    def bazel_command(self, command, *args):
+        startup = []
+        if os.environ.get("POSTERN_BAZEL_OUTPUT_BASE"):
+            startup.append("--output_base=" + os.environ["POSTERN_BAZEL_OUTPUT_BASE"])
+        return ["bazel"] + startup + [command] + list(args)
+
+    def bazel(self, stage, results, command, args):
+        """Builds or tests, and counts by what Bazel reports of each target."""
+        events = os.path.join(self.logs, f"{stage}.events.json")
+        common = [f"--disk_cache={CACHE}/bazel", "--experimental_convenience_symlinks=ignore", "--keep_going",
+                  "--show_progress_rate_limit=5", "--curses=no", "--color=no", "--show_result=0",
+                  f"--build_event_json_file={events}"]
+        code = self.run(stage, self.bazel_command(command, *common, *args))
+        self.read_events(events, results)
+        no_tests_code = 4
+        if code not in (0, no_tests_code) and not results.failed:
+            results.failed.append((f"bazel {command}", f"ended with {code}"))
+
+    def read_events(self, path, results):
+        try:
+            with open(path, encoding="utf-8") as file:
+                events = [json.loads(line) for line in file if line.strip()]
+        except (OSError, ValueError) as error:
+            results.failed.append(("bazel", f"its report cannot be read: {error}"))
+            return
+        status_of, xml_of, built = {}, {}, 0
+        for event in events:
+            key = event.get("id", {})
+            if "testSummary" in key:
+                status_of[key["testSummary"]["label"]] = event.get("testSummary", {}).get("overallStatus", "?")
+            elif "testResult" in key:
+                for output in event.get("testResult", {}).get("testActionOutput", []):
+                    if output.get("name") == "test.xml":
+                        xml_of.setdefault(key["testResult"]["label"], []).append(output.get("uri", ""))
+            elif "targetCompleted" in key:
+                label = key["targetCompleted"]["label"]
+                if event.get("completed", {}).get("success"):
+                    built += 1
+                elif "aborted" in event or "completed" in event:
+                    results.failed.append((label, "does not build"))
+            elif "aborted" in event and ("pattern" in key or "unconfiguredLabel" in key or "configuredLabel" in key):
+                label = (key.get("unconfiguredLabel") or key.get("configuredLabel") or {}).get("label", "")
+                description = event["aborted"].get("description", "")
+                if label:
+                    results.failed.append((label, description or "cannot be analysed"))
+        results.built = built
+        not_built = {label for label, _ in results.failed}
+        for label, status in sorted(status_of.items()):
+            if label in not_built:
+                continue
+            failed_before = len(results.failed)
+            for uri in xml_of.get(label, []):
+                self.read_junit(label, urllib.parse.unquote(urllib.parse.urlparse(uri).path), results)
+            if status not in ("PASSED", "FLAKY") and len(results.failed) == failed_before:
+                results.failed.append((label, f"Bazel says {status}"))
+
+    @staticmethod
+    def read_junit(label, path, results):
+        try:
+            cases = list(xml.etree.ElementTree.parse(path).getroot().iter("testcase"))
+        except (OSError, xml.etree.ElementTree.ParseError) as error:
+            results.failed.append((label, f"no readable result: {error}"))
+            return
+        for case in cases:
+            name = f"{label}: {case.get('name')}"
+            bad = case.find("failure") if case.find("failure") is not None else case.find("error")
+            skipped = case.find("skipped")
+            if bad is not None:
+                results.failed.append((name, bad.get("message", "failed")))
+            elif skipped is not None:
+                results.skipped.append((name, skipped.get("message", "no reason given")))
+            else:
+                results.passed.append(name)
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def setup(self, results):
+        results.one(self.run("setup", ["scripts/setup"]), "setup", "see the log")
+
+    def format(self, results):
+        results.one(self.run("format", ["scripts/format"]), "format", "run scripts/format --fix")
+
+    def build(self, results):
+        self.bazel("build", results, "build", ["--config=release", "//..."])
+        if not results.failed:
+            results.passed.append("release build")
+            results.note = f"{results.built} targets"
+        binary = os.path.join(self.release_folder(), RELEASE_BINARY)
+        if os.path.exists(binary):
+            size = os.path.getsize(binary)
+            limit = 4 * 1000 * 1000
+            results.one(0 if size <= limit else 1, "the release binary is at most 4 MB", f"it has {size} bytes")
+            results.note += f", postern {size / 1e6:.2f} MB"
+
+    def unit(self, results):
+        self.bazel("unit", results, "test",
+                   ["--config=release", "--build_tests_only", "--test_tag_filters=-fuzz,-bench", "//..."])
+
+    def fuzz(self, results):
+        self.bazel("fuzz", results, "test",
+                   ["--config=release", "--build_tests_only", "--test_tag_filters=fuzz,bench", "//..."])
+
+    def asan(self, results):
+        more = []
+        if self.long:
+            more = [f"--test_env=POSTERN_FUZZ_SECONDS={LONG_FUZZ_SECONDS}", "--test_timeout=900"]
+        self.bazel("asan", results, "test", ["--config=asan", "--test_tag_filters=-bench", *more, "//..."])
+
+    def tsan(self, results):
+        self.bazel("tsan", results, "test",
+                   ["--config=tsan", "--build_tests_only", "--build_tag_filters=tsan", "--test_tag_filters=tsan", "//..."])
+
+    def tidy(self, results):
+        def line(text):
+            if text.startswith("tidy: "):
+                results.note = text[len("tidy: "):]
+        code = self.run("tidy", ["scripts/tidy"], on_line=line)
+        results.one(code, "tidy", results.note or "see the log")
+
+    def kvm(self, results):
+        self.scripts("kvm", results)
+
+    def rig(self, results):
+        self.scripts("rig", results)
+
+    def release_folder(self):
+        command = self.bazel_command("info", "--config=release", "bazel-bin")
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+        return done.stdout.strip()
+
+    def scripts(self, stage, results):
+        """Runs tests/integration/STAGE/*.sh. Each prints "PASS name", "FAIL name: reason" or "SKIP name: reason" lines."""
+        paths = [p for p in sorted(glob.glob(os.path.join(ROOT, "tests/integration", stage, "*.sh"))) if os.access(p, os.X_OK)]
+        if not paths:
+            results.note = f"tests/integration/{stage} holds no test"
+            return
+        folder = self.release_folder()
+        env = {"POSTERN_BIN_DIR": folder, "POSTERN": os.path.join(folder, RELEASE_BINARY),
+               "POSTERN_CACHE": CACHE, "POSTERN_LONG": "1" if self.long else ""}
+        timeout = LONG_SCRIPT_TIMEOUT if self.long else SCRIPT_TIMEOUT
+        for path in paths:
+            name = os.path.relpath(path, os.path.join(ROOT, "tests/integration"))
+            before = len(results.passed), len(results.failed), len(results.skipped)
+
+            def line(text, name=name):
+                match = RESULT_LINE.match(text.rstrip("\r"))
+                if not match:
+                    return
+                case, _, reason = match.group(2).partition(": ")
+                case = f"{name}: {case}"
+                if match.group(1) == "PASS":
+                    results.passed.append(f"{name}: {match.group(2)}")
+                elif match.group(1) == "FAIL":
+                    results.failed.append((case, reason or "no reason given"))
+                else:
+                    results.skipped.append((case, reason or "no reason given"))
+
+            code = self.run(stage, [path], env=env, timeout=timeout, on_line=line)
+            failed_lines = len(results.failed) - before[1]
+            if code is None:
+                results.failed.append((name, f"did not end within {timeout} s"))
+            elif code != 0 and failed_lines == 0:
+                results.failed.append((name, f"ended with {code} and reported no failure"))
+            elif (len(results.passed), len(results.failed), len(results.skipped)) == before:
+                results.failed.append((name, "reported no result"))
+
+
+STAGES = ["setup", "format", "build", "unit", "fuzz", "asan", "tsan", "tidy", "kvm", "rig"]
+QUICK_LEAVES_OUT = ["tsan", "tidy", "rig"]
+
+
+def parse(argv):
+    options = {"long": False, "stages": list(STAGES)}
+    only, skip, quick = None, [], False
+
+    def names(text):
+        chosen = [name for name in text.split(",") if name]
+        for name in chosen:
+            if name not in STAGES:
+                sys.exit(f"check: there is no stage '{name}'; stages: {' '.join(STAGES)}")
+        return chosen
+
+    args = list(argv)
+    while args:
+        arg = args.pop(0)
+        value = None
+        if arg.startswith("--only") or arg.startswith("--skip"):
+            arg, equals, value = arg.partition("=")
+            if not equals:
+                if not args:
+                    sys.exit(f"check: {arg} wants the name of a stage")
+                value = args.pop(0)
+        if arg == "--only":
+            only = (only or []) + names(value)
+        elif arg == "--skip":
+            skip += names(value)
+        elif arg == "--quick":
+            quick = True
+        elif arg == "--long":
+            options["long"] = True
+        elif arg == "--list":
+            print("\n".join(STAGES))
+            sys.exit(0)
+        else:
+            sys.exit(f"check: unknown argument '{arg}' (try --help)")
+    if quick:
+        skip += QUICK_LEAVES_OUT
+    if only is not None:
+        options["stages"] = [name for name in STAGES if name in only]
+    options["stages"] = [name for name in options["stages"] if name not in skip]
+    return options
+
+
+def show_reasons(kind, pairs, limit):
+    for name, reason in pairs[:limit]:
+        first = reason.strip().split("\n")[0][:300]
+        print(f"    {kind} {name}: {first}")
+    if len(pairs) > limit:
+        print(f"    {kind} ... and {len(pairs) - limit} more, in the log")
+
+
+def main(argv):
+    options = parse(argv)
+    check = Check(options)
+    table = []
+    begun = time.monotonic()
+
+    def interrupted(number, _frame):
+        check.kill_child()
+        print(f"\ncheck: stopped by signal {number}; logs: {check.logs}", file=sys.stderr)
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGTERM, interrupted)
+    stages = options["stages"]
+    for number, name in enumerate(stages, 1):
+        print(f"[{number}/{len(stages)}] {name}", flush=True)
+        results = Results()
+        start = time.monotonic()
+        getattr(check, name)(results)
+        seconds = time.monotonic() - start
+        if check.terminal:
+            print("\r\x1b[K", end="")
+        show_reasons("FAIL", results.failed, 40)
+        show_reasons("SKIP", results.skipped, 100)
+        table.append((name, results, seconds))
+        print(f"    {len(results.passed)} passed, {len(results.failed)} failed, {len(results.skipped)} skipped, {seconds:.0f} s"
+              + (f"; {results.note}" if results.note else ""), flush=True)
+    passed = sum(len(r.passed) for _, r, _ in table)
+    failed = sum(len(r.failed) for _, r, _ in table)
+    skipped = sum(len(r.skipped) for _, r, _ in table)
+    print(f"\n{'stage':<8} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
+    for name, results, seconds in table:
+        print(f"{name:<8} {len(results.passed):>7} {len(results.failed):>7} {len(results.skipped):>8} {seconds:>8.0f}"
+              + (f"  {results.note}" if results.note else ""))
+    print(f"{'':<8} {passed:>7} {failed:>7} {skipped:>8} {time.monotonic() - begun:>8.0f}")
+    if failed:
+        print(f"\nlogs: {check.logs}")
+    else:
+        shutil.rmtree(check.logs, ignore_errors=True)
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -55,6 +55,7 @@ class Results:
         self.failed = []
         self.skipped = []
         self.note = ""
+        self.built = 0
 
     def one(self, code, name, reason):
         if code == 0:
@@ -83,7 +84,7 @@ class Check:
                                           stderr=subprocess.STDOUT, start_new_session=True,
                                           env=dict(os.environ, **(env or {})))
         start = shown = time.monotonic()
-        pending = b""
+        pending, last = b"", b""
         with open(log_path, "rb") as reader:
             reader.seek(offset)
             while True:
@@ -94,6 +95,7 @@ class Check:
                 pending += reader.read()
                 *lines, pending = pending.split(b"\n")
                 for line in lines:
+                    last = line if line.strip() else last
                     if on_line:
                         on_line(line.decode(errors="replace"))
                 now = time.monotonic()
@@ -105,7 +107,7 @@ class Check:
                     return None
                 if now - shown > (2 if self.terminal else PROGRESS_SECONDS):
                     shown = now
-                    self.progress(lines, now - start)
+                    self.progress(last, now - start)
         if pending and on_line:
             on_line(pending.decode(errors="replace"))
         # A test may leave nothing behind that goes on running.
@@ -125,9 +127,8 @@ class Check:
         except subprocess.TimeoutExpired:
             pass
 
-    def progress(self, lines, seconds):
-        last = lines[-1].decode(errors="replace").strip() if lines else ""
-        last = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", last)[:90]
+    def progress(self, line, seconds):
+        last = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line.decode(errors="replace").strip())[:90]
         if self.terminal:
             print(f"\r\x1b[K    {seconds:.0f} s  {last}", end="", flush=True)
         else:
@@ -163,7 +164,7 @@ class Check:
         except (OSError, ValueError) as error:
             results.failed.append(("bazel", f"its report cannot be read: {error}"))
             return
-        status_of, xml_of, built = {}, {}, 0
+        status_of, xml_of, built, own_fault = {}, {}, 0, set()
         for event in events:
             key = event.get("id", {})
             if "testSummary" in key:
@@ -172,6 +173,9 @@ class Check:
                 for output in event.get("testResult", {}).get("testActionOutput", []):
                     if output.get("name") == "test.xml":
                         xml_of.setdefault(key["testResult"]["label"], []).append(output.get("uri", ""))
+            elif "actionCompleted" in key:
+                if not event.get("action", {}).get("success"):
+                    own_fault.add(key["actionCompleted"].get("label"))
             elif "targetCompleted" in key:
                 label = key["targetCompleted"]["label"]
                 if event.get("completed", {}).get("success"):
@@ -183,6 +187,10 @@ class Check:
                 description = event["aborted"].get("description", "")
                 if label:
                     results.failed.append((label, description or "cannot be analysed"))
+        # Where one thing does not build, what depends on it does not either: the cause first.
+        results.failed = [(label, "does not compile or link" if label in own_fault and reason == "does not build" else reason)
+                          for label, reason in results.failed]
+        results.failed.sort(key=lambda pair: pair[1] == "does not build")
         results.built = built
         not_built = {label for label, _ in results.failed}
         for label, status in sorted(status_of.items()):

@@ -35,6 +35,8 @@
 #include <string>
 #include <vector>
 
+// One process with one thread: what clang-tidy knows of functions that are not thread safe does not
+// concern it. NOLINTBEGIN(concurrency-mt-unsafe)
 namespace {
 
 constexpr const char* kRoot = "/host";
@@ -136,7 +138,7 @@ void LoadModules(const char* list) {
     name[strcspn(name, "\n")] = '\0';
     LoadModule(std::string("/modules/") + name);
   }
-  fclose(file);
+  static_cast<void>(fclose(file));
 }
 
 // Ports appear some time after the driver's probe: they are announced over the control queue.
@@ -181,7 +183,8 @@ winsize ParseSize(const std::string& text) {
   winsize size{};
   unsigned rows = 24;
   unsigned columns = 80;
-  sscanf(text.c_str(), "%u %u", &rows, &columns);
+  if (sscanf(text.c_str(), "%u %u", &rows, &columns) != 2)
+    Log("odd terminal size: %s", text.c_str());
   size.ws_row = static_cast<unsigned short>(rows);
   size.ws_col = static_cast<unsigned short>(columns);
   return size;
@@ -288,6 +291,7 @@ void PrepareJob(const Job& job) {
     _exit(kCannotExecute);
   }
   std::vector<char*> argv;
+  argv.reserve(arguments.size() + 1);
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   clearenv();
@@ -304,7 +308,7 @@ void RunModprobe(const Job& job) {
   arguments.insert(arguments.end(), job.modules.begin(), job.modules.end());
   pid_t child = fork();
   if (child == 0) {
-    int null = open("/dev/kmsg", O_RDWR);
+    int null = open("/dev/kmsg", O_RDWR | O_CLOEXEC);
     for (int fd = 0; fd < 3; ++fd) dup2(null, fd);
     Exec(arguments, {"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, "/");
   }
@@ -392,7 +396,7 @@ struct Input {
   uint64_t received = 0;
   uint64_t end = UINT64_MAX;  // known once the other end has said how many bytes there are
 
-  bool Finished() const { return received >= end && waiting.empty(); }
+  [[nodiscard]] bool Finished() const { return received >= end && waiting.empty(); }
 };
 
 class Supervisor {
@@ -409,7 +413,7 @@ class Supervisor {
     sigaddset(&child_signal, SIGCHLD);
     sigprocmask(SIG_BLOCK, &child_signal, nullptr);
     signal_fd_ = signalfd(-1, &child_signal, SFD_CLOEXEC | SFD_NONBLOCK);
-    signal(SIGPIPE, SIG_IGN);
+    static_cast<void>(signal(SIGPIPE, SIG_IGN));
 
     streams_ = MakeStreams(job_);
     out_open_ = true;
@@ -471,7 +475,7 @@ class Supervisor {
   }
 
   bool Reap() {
-    signalfd_siginfo info;
+    signalfd_siginfo info{};
     while (read(signal_fd_, &info, sizeof(info)) > 0) {
     }
     bool reaped = false;
@@ -591,3 +595,4 @@ int main(int, char** argv) {
   Supervisor supervisor(job, &control);
   supervisor.Run();
 }
+// NOLINTEND(concurrency-mt-unsafe)

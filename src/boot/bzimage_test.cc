@@ -105,7 +105,7 @@ TEST_CASE("bzimage: an older, shorter header reads as zero beyond its end") {
 
 TEST_CASE("bzimage: bad headers are refused with their cause") {
   struct Damage {
-    const char* name;
+    std::string name;
     void (*apply)(BzImage&);
     const char* expected;
   };

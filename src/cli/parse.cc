@@ -28,7 +28,7 @@ std::size_t Distance(std::string_view a, std::string_view b) {
 
 std::string Suggestion(std::span<const Option> options, std::string_view verb, std::string_view wrong) {
   const Option* best = nullptr;
-  std::size_t best_distance = 4;
+  std::size_t best_distance = std::min<std::size_t>(4, wrong.size() / 2 + 1);
   for (const Option& option : options) {
     if (const std::size_t d = Distance(option.name, wrong); d < best_distance) {
       best = &option;

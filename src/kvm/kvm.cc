@@ -12,6 +12,7 @@
 #include <span>
 
 #include "src/base/mmap.h"
+#include "src/kvm/fam.h"
 
 namespace postern::kvm {
 
@@ -31,24 +32,15 @@ int Kvm::Check(int capability) const {
 }
 
 Result<std::vector<x86_64::CpuidEntry>> Kvm::SupportedCpuid() const {
-  // The entries follow the header in memory; the kernel answers E2BIG when they do not fit.
+  // The kernel answers E2BIG when there is not enough room.
   for (std::uint32_t room = 128; room <= 1024; room *= 2) {
-    const std::size_t bytes = sizeof(kvm_cpuid2) + room * sizeof(kvm_cpuid_entry2);
-    std::vector<std::uint64_t> buffer((bytes + 7) / 8);
-    kvm_cpuid2 header{};
-    header.nent = room;
-    std::memcpy(buffer.data(), &header, sizeof(header));
-    if (ioctl(fd_.get(), KVM_GET_SUPPORTED_CPUID, buffer.data()) < 0) {
+    FamBuffer<CpuidHeader, kvm_cpuid_entry2> buffer({.nent = room}, room);
+    if (ioctl(fd_.get(), kGetSupportedCpuid, buffer.data()) < 0) {
       if (errno == E2BIG) continue;
       return SysError("KVM_GET_SUPPORTED_CPUID");
     }
-    std::memcpy(&header, buffer.data(), sizeof(header));
     std::vector<x86_64::CpuidEntry> entries;
-    entries.reserve(header.nent);
-    const std::byte* at = std::as_bytes(std::span(buffer)).data() + sizeof(header);
-    for (std::uint32_t i = 0; i < header.nent && i < room; ++i, at += sizeof(kvm_cpuid_entry2)) {
-      kvm_cpuid_entry2 entry;
-      std::memcpy(&entry, at, sizeof(entry));
+    for (const kvm_cpuid_entry2& entry : buffer.Entries(buffer.header().nent)) {
       entries.push_back({.function = entry.function,
                          .index = entry.index,
                          .flags = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
@@ -149,11 +141,10 @@ GuestKernels CanRunGuestKernels(const Kvm& kvm) {
   if (!run_map) return GuestKernels::kUnknown;
 
   // The guest's CPUID must offer long mode and cmpxchg16b for KVM to allow either.
-  std::vector<std::uint64_t> cpuid((sizeof(kvm_cpuid2) + 256 * sizeof(kvm_cpuid_entry2)) / 8 + 1);
-  kvm_cpuid2 header{};
-  header.nent = 256;
-  std::memcpy(cpuid.data(), &header, sizeof(header));
-  if (ioctl(kvm.fd(), KVM_GET_SUPPORTED_CPUID, cpuid.data()) == 0) ioctl(vcpu.get(), KVM_SET_CPUID2, cpuid.data());
+  FamBuffer<CpuidHeader, kvm_cpuid_entry2> cpuid({.nent = 256}, 256);
+  if (ioctl(kvm.fd(), kGetSupportedCpuid, cpuid.data()) < 0 || ioctl(vcpu.get(), kSetCpuid2, cpuid.data()) < 0) {
+    return GuestKernels::kUnknown;
+  }
 
   kvm_sregs sregs{};
   if (ioctl(vcpu.get(), KVM_GET_SREGS, &sregs) < 0) return GuestKernels::kUnknown;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "src/base/fd.h"
+#include "src/kvm/fam.h"
 
 namespace postern::kvm {
 
@@ -18,7 +19,7 @@ void ReportStats(int kvm_object_fd, CounterSink& sink) {
   if (pread(fd.get(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) return;
   // What the kernel offers today is a few hundred descriptors; the bound keeps a surprising answer from becoming a large allocation.
   if (header.num_desc > 4096 || header.name_size > 256) return;
-  const std::size_t entry_size = sizeof(kvm_stats_desc) + header.name_size;
+  const std::size_t entry_size = sizeof(StatsDescriptor) + header.name_size;
   std::vector<char> descriptors(entry_size * header.num_desc);
   if (pread(fd.get(), descriptors.data(), descriptors.size(), header.desc_offset) !=
       static_cast<ssize_t>(descriptors.size())) {
@@ -26,9 +27,9 @@ void ReportStats(int kvm_object_fd, CounterSink& sink) {
   }
   for (std::uint32_t i = 0; i < header.num_desc; ++i) {
     const char* at = descriptors.data() + i * entry_size;
-    kvm_stats_desc descriptor;
+    StatsDescriptor descriptor;
     std::memcpy(&descriptor, at, sizeof(descriptor));
-    const char* name = at + sizeof(kvm_stats_desc);
+    const char* name = at + sizeof(StatsDescriptor);
     const std::size_t length = strnlen(name, header.name_size);
     // Histograms have several values; the plain counters, which these are for, have one.
     if (descriptor.size != 1) continue;

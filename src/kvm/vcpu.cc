@@ -3,11 +3,11 @@
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
 
-#include <array>
 #include <csignal>
 #include <cstring>
 
 #include "src/base/check.h"
+#include "src/kvm/fam.h"
 #include "src/kvm/stats.h"
 
 namespace postern::kvm {
@@ -125,12 +125,7 @@ Result<Exit> Vcpu::Run() {
 }
 
 Result<void> Vcpu::SetCpuid(std::span<const x86_64::CpuidEntry> entries) {
-  std::vector<std::uint64_t> buffer((sizeof(kvm_cpuid2) + entries.size() * sizeof(kvm_cpuid_entry2)) / 8 + 1);
-  kvm_cpuid2 header{};
-  header.nent = static_cast<std::uint32_t>(entries.size());
-  std::byte* at = std::as_writable_bytes(std::span(buffer)).data();
-  std::memcpy(at, &header, sizeof(header));
-  at += sizeof(header);
+  std::vector<kvm_cpuid_entry2> converted;
   for (const x86_64::CpuidEntry& e : entries) {
     kvm_cpuid_entry2 entry{};
     entry.function = e.function;
@@ -140,10 +135,10 @@ Result<void> Vcpu::SetCpuid(std::span<const x86_64::CpuidEntry> entries) {
     entry.ebx = e.ebx;
     entry.ecx = e.ecx;
     entry.edx = e.edx;
-    std::memcpy(at, &entry, sizeof(entry));
-    at += sizeof(entry);
+    converted.push_back(entry);
   }
-  if (ioctl(fd_.get(), KVM_SET_CPUID2, buffer.data()) < 0) return SysError("KVM_SET_CPUID2");
+  FamBuffer<CpuidHeader, kvm_cpuid_entry2> buffer({.nent = static_cast<std::uint32_t>(converted.size())}, converted);
+  if (ioctl(fd_.get(), kSetCpuid2, buffer.data()) < 0) return SysError("KVM_SET_CPUID2");
   return {};
 }
 
@@ -222,17 +217,12 @@ Result<x86_64::Sregs> Vcpu::GetSregs() const {
 }
 
 Result<void> Vcpu::SetMsrs(std::span<const x86_64::Msr> msrs) {
-  // A header and one entry, as the kernel lays them out.
-  alignas(kvm_msrs) std::array<std::byte, sizeof(kvm_msrs) + sizeof(kvm_msr_entry)> request;
   for (const x86_64::Msr& msr : msrs) {
-    kvm_msrs header{};
-    header.nmsrs = 1;
     kvm_msr_entry entry{};
     entry.index = msr.index;
     entry.data = msr.value;
-    std::memcpy(request.data(), &header, sizeof(header));
-    std::memcpy(request.data() + sizeof(header), &entry, sizeof(entry));
-    const int set = ioctl(fd_.get(), KVM_SET_MSRS, request.data());
+    FamBuffer<MsrsHeader, kvm_msr_entry> buffer({.nmsrs = 1}, std::span(&entry, 1));
+    const int set = ioctl(fd_.get(), kSetMsrs, buffer.data());
     if (set < 0) return SysError("KVM_SET_MSRS");
     // 0: the kernel does not know this one.
     if (set == 0 && msr.required) return Err(Errc::kUnsupported, "KVM_SET_MSRS");

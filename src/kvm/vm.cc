@@ -5,9 +5,9 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "src/base/log.h"
+#include "src/kvm/fam.h"
 #include "src/kvm/stats.h"
 
 namespace postern::kvm {
@@ -190,15 +190,7 @@ Result<void> Vm::SetRoute(std::uint32_t gsi, const bus::MsiMessage& message, boo
 // KVM_SET_GSI_ROUTING replaces the whole table, so the wired inputs are part of every one: as the kernel's own default, pins 0 to 15
 // reach both PIC and IOAPIC and the rest the IOAPIC.
 Result<void> Vm::CommitRoutes() {
-  const std::size_t count = kIoApicPins + 16 + routes_.size();
-  std::vector<std::uint64_t> buffer((sizeof(kvm_irq_routing) + count * sizeof(kvm_irq_routing_entry)) / 8 + 1);
-  std::byte* at = std::as_writable_bytes(std::span(buffer)).data() + sizeof(kvm_irq_routing);
-  std::uint32_t entries = 0;
-  const auto append = [&](const kvm_irq_routing_entry& entry) {
-    std::memcpy(at, &entry, sizeof(entry));
-    at += sizeof(entry);
-    ++entries;
-  };
+  std::vector<kvm_irq_routing_entry> entries;
   for (std::uint32_t pin = 0; pin < kIoApicPins; ++pin) {
     kvm_irq_routing_entry entry{};
     entry.gsi = pin;
@@ -206,11 +198,11 @@ Result<void> Vm::CommitRoutes() {
     if (pin < 16) {
       entry.u.irqchip.irqchip = pin < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE;
       entry.u.irqchip.pin = pin % 8;
-      append(entry);
+      entries.push_back(entry);
     }
     entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
     entry.u.irqchip.pin = pin;
-    append(entry);
+    entries.push_back(entry);
   }
   for (std::uint32_t i = 0; i < routes_.size(); ++i) {
     if (!routes_[i].used || !routes_[i].valid) continue;
@@ -220,13 +212,11 @@ Result<void> Vm::CommitRoutes() {
     entry.u.msi.address_lo = static_cast<std::uint32_t>(routes_[i].message.address);
     entry.u.msi.address_hi = static_cast<std::uint32_t>(routes_[i].message.address >> 32);
     entry.u.msi.data = routes_[i].message.data;
-    append(entry);
+    entries.push_back(entry);
   }
-  kvm_irq_routing header{};
-  header.nr = entries;
-  std::memcpy(buffer.data(), &header, sizeof(header));
+  FamBuffer<RoutingHeader, kvm_irq_routing_entry> buffer({.nr = static_cast<std::uint32_t>(entries.size())}, entries);
   route_commits_.Add();
-  if (ioctl(fd_.get(), KVM_SET_GSI_ROUTING, buffer.data()) < 0) return SysError("KVM_SET_GSI_ROUTING");
+  if (ioctl(fd_.get(), kSetGsiRouting, buffer.data()) < 0) return SysError("KVM_SET_GSI_ROUTING");
   return {};
 }
 

@@ -21,13 +21,13 @@ TEST_CASE("validate: the defaults are a machine, and so is one with a disk and a
 
 TEST_CASE("validate: each wrong field is named") {
   struct Case {
-    const char* field;
+    std::string field;
     std::function<void(Config&)> spoil;
   };
   constexpr std::uint64_t kMiB = 1 << 20;
   const Case cases[] = {
       {"cpus", [](Config& c) { c.cpus = 0; }},
-      {"cpus", [](Config& c) { c.cpus = 256; }},
+      {"cpus", [](Config& c) { c.cpus = 1025; }},
       {"cpus", [](Config& c) { c.cpus = 0xffffffff; }},
       {"memory.size", [](Config& c) { c.memory.size = 0; }},
       {"memory.size", [](Config& c) { c.memory.size = 4096; }},

@@ -47,7 +47,7 @@ TEST_CASE("power ports: of all one-byte values, S5 with SLP_EN powers off, the r
 
 TEST_CASE("power ports: wide writes are ignored and counted") {
   PowerPorts ports([](Reason) { FAIL("a wide write ended the machine"); });
-  for (const std::size_t width : {2u, 4u}) ports.Write(0, Bytes(0x04030201 * x86_64::kPowerOffValue, width));
+  for (const std::size_t width : {2u, 4u}) ports.Write(0, Bytes(std::uint64_t{0x04030201} * x86_64::kPowerOffValue, width));
   CHECK(ports.ignored() == 2);
 }
 

@@ -17,8 +17,8 @@ namespace {
 constexpr std::uint64_t kSmallPage = 4096;
 // From <linux/mman.h>: the C library of the oldest host we build on does not have it.
 constexpr int kMadvPopulateWrite = 23;
-// A thread is worth starting for this much memory: touching it takes some tens of milliseconds.
-constexpr std::uint64_t kPrefaultPerThread = std::uint64_t{256} << 20;
+// A thread is worth starting for this much memory: touching it takes some ten milliseconds.
+constexpr std::uint64_t kPrefaultPerThread = std::uint64_t{64} << 20;
 constexpr std::uint64_t kMaxPrefaultThreads = 8;
 
 bool IsHugePageSize(std::uint64_t size) {

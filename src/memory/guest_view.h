@@ -151,7 +151,7 @@ class GuestView {
       if (internal::IsAligned<sizeof(T)>(from)) {
         const auto word = __atomic_load_n(
             internal::WordPointer<const internal::Word<sizeof(T)>>(from), __ATOMIC_RELAXED);
-        std::memcpy(to, &word, sizeof(T));
+        std::memcpy(static_cast<void*>(to), &word, sizeof(T));
         return;
       }
     }

@@ -12,8 +12,8 @@ constexpr uint64_t kHeaderSize = 36;
 constexpr uint32_t kMaxTableSize = 1U << 20;
 
 constexpr uint32_t Signature(const char (&name)[5]) {
-  return static_cast<uint32_t>(name[0]) | static_cast<uint32_t>(name[1]) << 8 | static_cast<uint32_t>(name[2]) << 16 |
-         static_cast<uint32_t>(name[3]) << 24;
+  return static_cast<uint32_t>(name[0]) | static_cast<uint32_t>(name[1]) << 8 |
+         static_cast<uint32_t>(name[2]) << 16 | static_cast<uint32_t>(name[3]) << 24;
 }
 
 constinit Acpi g_acpi;
@@ -39,7 +39,9 @@ uint32_t MapTable(uint64_t address) {
   return length;
 }
 
-AcpiRegister ReadRegister(uint64_t address) { return {Read8(address), Read8(address + 1), Read64(address + 4)}; }
+AcpiRegister ReadRegister(uint64_t address) {
+  return {Read8(address), Read8(address + 1), Read64(address + 4)};
+}
 
 void WriteRegister(const AcpiRegister& reg, uint8_t value) {
   if (reg.address == 0) return;
@@ -66,8 +68,10 @@ void ReadFadt(uint64_t address, uint32_t length) {
     g_acpi.reset_value = Read8(address + kFadtResetValue);
     g_acpi.has_reset = true;
   }
-  if (length >= kFadtXDsdt + 8 && Read64(address + kFadtXDsdt) != 0) g_acpi.dsdt = Read64(address + kFadtXDsdt);
-  if (length >= kFadtSleepControl + 12) g_acpi.sleep_control = ReadRegister(address + kFadtSleepControl);
+  if (length >= kFadtXDsdt + 8 && Read64(address + kFadtXDsdt) != 0)
+    g_acpi.dsdt = Read64(address + kFadtXDsdt);
+  if (length >= kFadtSleepControl + 12)
+    g_acpi.sleep_control = ReadRegister(address + kFadtSleepControl);
 }
 
 void AddProcessor(uint32_t apic_id, uint32_t flags) {
@@ -96,8 +100,8 @@ void ReadMadt(uint64_t address, uint32_t length) {
       case 2:  // interrupt source override; polarity 3 = active low, trigger 3 = level
         if (size >= 10 && g_acpi.override_count < Acpi::kMaxOverrides) {
           const uint16_t flags = Read16(entry + 8);
-          g_acpi.overrides[g_acpi.override_count++] = {Read8(entry + 3), Read32(entry + 4), (flags >> 2 & 3) == 3,
-                                                       (flags & 3) == 3};
+          g_acpi.overrides[g_acpi.override_count++] = {Read8(entry + 3), Read32(entry + 4),
+                                                       (flags >> 2 & 3) == 3, (flags & 3) == 3};
         }
         break;
       case 9:  // local x2APIC
@@ -127,7 +131,9 @@ uint64_t FindRsdp() {
 
 }  // namespace
 
-const Acpi& AcpiInfo() { return g_acpi; }
+const Acpi& AcpiInfo() {
+  return g_acpi;
+}
 
 void InitAcpi(uint64_t rsdp) {
   g_acpi.lapic = 0xfee00000;  // the architecture's, unless the MADT knows better
@@ -144,10 +150,17 @@ void InitAcpi(uint64_t rsdp) {
     if (length == 0 || g_acpi.table_count == Acpi::kMaxTables) continue;
     g_acpi.tables[g_acpi.table_count++] = table;
     switch (Read32(table)) {
-      case Signature("FACP"): ReadFadt(table, length); break;
-      case Signature("APIC"): ReadMadt(table, length); break;
-      case Signature("MCFG"): ReadMcfg(table, length); break;
-      default: break;
+      case Signature("FACP"):
+        ReadFadt(table, length);
+        break;
+      case Signature("APIC"):
+        ReadMadt(table, length);
+        break;
+      case Signature("MCFG"):
+        ReadMcfg(table, length);
+        break;
+      default:
+        break;
     }
   }
   if (g_acpi.dsdt != 0 && MapTable(g_acpi.dsdt) == 0) g_acpi.dsdt = 0;
@@ -156,12 +169,15 @@ void InitAcpi(uint64_t rsdp) {
 void PowerOff() {
   uint8_t type = 0;
   if (g_acpi.dsdt != 0) {
-    const std::span<const uint8_t> aml(reinterpret_cast<const uint8_t*>(g_acpi.dsdt), Read32(g_acpi.dsdt + 4));
+    const std::span<const uint8_t> aml(reinterpret_cast<const uint8_t*>(g_acpi.dsdt),
+                                       Read32(g_acpi.dsdt + 4));
     if (!FindS5Type(aml.subspan(kHeaderSize), type)) type = 0;
   }
-  // ACPI 6.5 4.8.3.7: SLP_TYP in bits 4:2, SLP_EN bit 5. 4.8.3.2.1: in PM1 control, bits 12:10 and 13.
+  // ACPI 6.5 4.8.3.7: SLP_TYP in bits 4:2, SLP_EN bit 5. 4.8.3.2.1: in PM1 control, bits 12:10
+  // and 13.
   WriteRegister(g_acpi.sleep_control, static_cast<uint8_t>(type << 2 | 1U << 5));
-  if (g_acpi.pm1a_control != 0) Out16(g_acpi.pm1a_control, static_cast<uint16_t>(type << 10 | 1U << 13));
+  if (g_acpi.pm1a_control != 0)
+    Out16(g_acpi.pm1a_control, static_cast<uint16_t>(type << 10 | 1U << 13));
   SpinMicros(100000);
 }
 

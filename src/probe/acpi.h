@@ -1,4 +1,5 @@
-// The ACPI tables, as far as a machine without firmware needs them, and the two ways out: power-off and reset.
+// The ACPI tables, as far as a machine without firmware needs them, and the two ways out: power-off
+// and reset.
 #pragma once
 
 #include <cstddef>

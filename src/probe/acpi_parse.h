@@ -14,8 +14,9 @@ inline bool HasZeroSum(std::span<const uint8_t> table) {
   return sum == 0;
 }
 
-// The sleep type of S5 from the DSDT: Name(_S5_, Package{type, ...}) in AML (ACPI 6.5 7.4.2, 20.2.5). A search rather than an
-// interpreter: the name occurs once. False if it is not there or not a plain package of numbers.
+// The sleep type of S5 from the DSDT: Name(_S5_, Package{type, ...}) in AML
+// (ACPI 6.5 7.4.2, 20.2.5). A search rather than an interpreter: the name occurs once. False if it
+// is not there or not a plain package of numbers.
 inline bool FindS5Type(std::span<const uint8_t> aml, uint8_t& type) {
   constexpr uint8_t kPackageOp = 0x12;
   constexpr uint8_t kBytePrefix = 0x0a;
@@ -46,8 +47,9 @@ struct AmlMmioDevice {
   uint32_t irq;
 };
 
-// virtio-mmio devices a DSDT describes: the hardware ID "LNRO0005", and in the resource template behind it a 32-bit fixed memory
-// range and an extended interrupt (ACPI 6.5 6.4.3.4, 6.4.3.6). Again a search: returns how many of `devices` it filled.
+// virtio-mmio devices a DSDT describes: the hardware ID "LNRO0005", and in the resource template
+// behind it a 32-bit fixed memory range and an extended interrupt (ACPI 6.5 6.4.3.4, 6.4.3.6).
+// Again a search: returns how many of `devices` it filled.
 inline size_t FindMmioDevices(std::span<const uint8_t> aml, std::span<AmlMmioDevice> devices) {
   constexpr size_t kIdSize = 8;
   constexpr size_t kWindow = 160;  // how far behind the ID its resources may begin
@@ -59,7 +61,8 @@ inline size_t FindMmioDevices(std::span<const uint8_t> aml, std::span<AmlMmioDev
     return true;
   };
   const auto word = [&](size_t at) {
-    return uint32_t{aml[at]} | uint32_t{aml[at + 1]} << 8 | uint32_t{aml[at + 2]} << 16 | uint32_t{aml[at + 3]} << 24;
+    return uint32_t{aml[at]} | uint32_t{aml[at + 1]} << 8 | uint32_t{aml[at + 2]} << 16 |
+           uint32_t{aml[at + 3]} << 24;
   };
   constexpr uint8_t kIdBytes[kIdSize] = {'L', 'N', 'R', 'O', '0', '0', '0', '5'};
   constexpr uint8_t kMemory32Fixed[] = {0x86, 0x09, 0x00};

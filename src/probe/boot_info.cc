@@ -54,7 +54,8 @@ void CopyCommandLine(uint64_t address, BootInfo& boot) {
 }
 
 void AddRange(uint64_t address, uint64_t size, uint32_t type, BootInfo& boot) {
-  if (boot.range_count < BootInfo::kMaxRanges) boot.ranges[boot.range_count++] = {address, size, type};
+  if (boot.range_count < BootInfo::kMaxRanges)
+    boot.ranges[boot.range_count++] = {address, size, type};
 }
 
 }  // namespace
@@ -87,7 +88,8 @@ void ReadBootInfo(BootProtocol protocol, uint64_t info, BootInfo& boot) {
     if (!boot.valid) return;
     boot.rsdp = start->rsdp;
     if (start->version >= 1 && start->memory_map != 0) {
-      MapPhysical(start->memory_map, BootInfo::kMaxRanges * sizeof(StartInfoRange), Caching::kNormal);
+      MapPhysical(start->memory_map, BootInfo::kMaxRanges * sizeof(StartInfoRange),
+                  Caching::kNormal);
       const auto* range = reinterpret_cast<const StartInfoRange*>(start->memory_map);
       for (uint32_t i = 0; i < start->memory_map_entries && i < BootInfo::kMaxRanges; ++i) {
         AddRange(range[i].address, range[i].size, range[i].type, boot);
@@ -103,7 +105,9 @@ void ReadBootInfo(BootProtocol protocol, uint64_t info, BootInfo& boot) {
     const uint64_t entry = info + kZeroPageE820Table + i * kE820EntrySize;
     AddRange(Read64(entry), Read64(entry + 8), Read32(entry + 16), boot);
   }
-  CopyCommandLine(Read32(info + kZeroPageCommandLine) | uint64_t{Read32(info + kZeroPageCommandLineHigh)} << 32, boot);
+  CopyCommandLine(
+      Read32(info + kZeroPageCommandLine) | uint64_t{Read32(info + kZeroPageCommandLineHigh)} << 32,
+      boot);
 }
 
 }  // namespace postern::probe

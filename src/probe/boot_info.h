@@ -25,7 +25,8 @@ struct BootInfo {
   MemoryRange ranges[kMaxRanges]{};
   size_t range_count = 0;
 
-  // The command line copied out of the loader's memory, which the probe later uses for other things.
+  // The command line copied out of the loader's memory, which the probe later uses for other
+  // things.
   std::string_view command_line{};
 
   [[nodiscard]] uint64_t RamBytes() const;

@@ -4,7 +4,8 @@ namespace postern::probe {
 namespace {
 
 constexpr uint32_t kHypervisorLeaf = 0x40000000;
-// The frequency leaf VMware defined and KVM-based monitors share: eax = TSC kHz, ebx = APIC bus kHz.
+// The frequency leaf VMware defined and KVM-based monitors share: eax = TSC kHz, ebx = APIC bus
+// kHz.
 constexpr uint32_t kFrequencyLeaf = 0x40000010;
 constexpr uint32_t kKvmFeaturesLeaf = 0x40000001;
 constexpr uint32_t kKvmClockSource2 = 1U << 3;
@@ -41,11 +42,12 @@ uint64_t FromCrystalLeaf() {
 uint64_t FromKvmClock() {
   if ((Cpuid(1).ecx >> 31) == 0) return 0;
   const CpuidRegisters id = Cpuid(kHypervisorLeaf);
-  if (id.ebx != 0x4b4d564b || (Cpuid(kKvmFeaturesLeaf).eax & kKvmClockSource2) == 0) return 0;  // "KVMK"
+  if (id.ebx != 0x4b4d564b || (Cpuid(kKvmFeaturesLeaf).eax & kKvmClockSource2) == 0)
+    return 0;  // "KVMK"
   WriteMsr(kMsrKvmSystemTimeNew, reinterpret_cast<uint64_t>(&g_pv_clock) | 1);
   CompilerBarrier();
   const uint32_t mul = g_pv_clock.tsc_to_system_mul;
-  const int shift = g_pv_clock.tsc_shift;
+  const int8_t shift = g_pv_clock.tsc_shift;
   WriteMsr(kMsrKvmSystemTimeNew, 0);
   if (mul == 0 || shift < -31 || shift > 31) return 0;
   // nanoseconds = (cycles << shift) * mul / 2^32, hence kHz = 10^6 * 2^32 / mul / 2^shift.
@@ -81,7 +83,9 @@ void InitClock(uint16_t pm_timer_port) {
   }
 }
 
-const TscFrequency& Tsc() { return g_tsc; }
+const TscFrequency& Tsc() {
+  return g_tsc;
+}
 
 void SpinMicros(uint64_t micros) {
   const uint64_t end = ReadTsc() + CyclesOf(micros);

@@ -17,8 +17,12 @@ struct TscFrequency {
 void InitClock(uint16_t pm_timer_port);
 const TscFrequency& Tsc();
 
-inline uint64_t CyclesOf(uint64_t micros) { return micros * Tsc().khz / 1000; }
-inline uint64_t MicrosOf(uint64_t cycles) { return cycles * 1000 / Tsc().khz; }
+inline uint64_t CyclesOf(uint64_t micros) {
+  return micros * Tsc().khz / 1000;
+}
+inline uint64_t MicrosOf(uint64_t cycles) {
+  return cycles * 1000 / Tsc().khz;
+}
 void SpinMicros(uint64_t micros);
 
 }  // namespace postern::probe

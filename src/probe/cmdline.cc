@@ -24,10 +24,20 @@ bool ParseSize(std::string_view text, uint64_t& size) {
   unsigned shift = 0;
   if (!text.empty()) {
     switch (text.back()) {
-      case 'k': case 'K': shift = 10; break;
-      case 'm': case 'M': shift = 20; break;
-      case 'g': case 'G': shift = 30; break;
-      default: break;
+      case 'k':
+      case 'K':
+        shift = 10;
+        break;
+      case 'm':
+      case 'M':
+        shift = 20;
+        break;
+      case 'g':
+      case 'G':
+        shift = 30;
+        break;
+      default:
+        break;
     }
   }
   if (shift != 0) text.remove_suffix(1);
@@ -40,7 +50,8 @@ bool ParseMmioDevice(std::string_view text, Options& options) {
   MmioDeviceArgument device{};
   uint64_t irq = 0;
   if (!ParseSize(Cut(text, '@'), device.size) || !ParseNumber(Cut(text, ':'), device.address) ||
-      !ParseNumber(Cut(text, ':'), irq) || irq > 0xffff || device.address % 4 != 0 || device.size < 0x100) {
+      !ParseNumber(Cut(text, ':'), irq) || irq > 0xffff || device.address % 4 != 0 ||
+      device.size < 0x100) {
     return false;
   }
   if (options.mmio_count == Options::kMaxMmioDevices) return false;
@@ -55,8 +66,9 @@ bool ParseMode(std::string_view text, Mode& mode) {
     Mode mode;
   };
   static constexpr Name kNames[] = {
-      {"table", Mode::kTable}, {"blkbench", Mode::kBlkBench}, {"netbench", Mode::kNetBench}, {"exit", Mode::kExit},
-      {"pio", Mode::kPio},     {"mmio", Mode::kMmio},         {"hostile", Mode::kHostile},
+      {"table", Mode::kTable},     {"blkbench", Mode::kBlkBench}, {"netbench", Mode::kNetBench},
+      {"exit", Mode::kExit},       {"pio", Mode::kPio},           {"mmio", Mode::kMmio},
+      {"hostile", Mode::kHostile},
   };
   for (const Name& name : kNames) {
     if (text == name.text) {
@@ -70,7 +82,8 @@ bool ParseMode(std::string_view text, Mode& mode) {
 bool ParseWord(std::string_view word, Options& options) {
   if (RemovePrefix(word, "mode=")) return ParseMode(word, options.mode);
   if (RemovePrefix(word, "ops=")) return ParseNumber(word, options.ops) && options.ops != 0;
-  if (RemovePrefix(word, "qd=")) return ParseNumber(word, options.queue_depth) && options.queue_depth != 0;
+  if (RemovePrefix(word, "qd="))
+    return ParseNumber(word, options.queue_depth) && options.queue_depth != 0;
   if (RemovePrefix(word, "size=")) return ParseNumber(word, options.size) && options.size <= 1472;
   if (RemovePrefix(word, "seed=")) return ParseNumber(word, options.seed);
   if (RemovePrefix(word, "ip=")) return ParseIpv4(word, options.ip);
@@ -80,7 +93,8 @@ bool ParseWord(std::string_view word, Options& options) {
   }
   if (RemovePrefix(word, "vsock=")) {
     options.has_vsock_peer = word != "none";
-    return !options.has_vsock_peer || (ParseNumber(word, options.vsock_port) && options.vsock_port <= 0xffffffff);
+    return !options.has_vsock_peer ||
+           (ParseNumber(word, options.vsock_port) && options.vsock_port <= 0xffffffff);
   }
   if (RemovePrefix(word, "require=")) {
     options.require = word;

@@ -1,4 +1,5 @@
-// The probe's parameters and the virtio-mmio devices, from the kernel command line. Pure; tested on the host.
+// The probe's parameters and the virtio-mmio devices, from the kernel command line. Pure; tested on
+// the host.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +10,8 @@ namespace postern::probe {
 
 enum class Mode : uint8_t { kTable, kBlkBench, kNetBench, kExit, kPio, kMmio, kHostile };
 
-// virtio_mmio.device=SIZE@ADDRESS:IRQ[:ID], as Linux defines it (drivers/virtio/virtio_mmio.c) and QEMU's microvm passes it.
+// virtio_mmio.device=SIZE@ADDRESS:IRQ[:ID], as Linux defines it (drivers/virtio/virtio_mmio.c) and
+// QEMU's microvm passes it.
 struct MmioDeviceArgument {
   uint64_t address;
   uint64_t size;
@@ -28,9 +30,9 @@ struct Options {
   uint32_t peer = 0x0a000201;  // 10.0.2.1
   bool has_peer = true;        // probe.peer=none: only transmit
   uint64_t vsock_port = 1234;
-  bool has_vsock_peer = true;   // probe.vsock=none: nobody listens, being refused is right
-  std::string_view require{};   // comma-separated device names whose absence is a failure
-  std::string_view unknown{};   // the first probe.* word that makes no sense; the run fails with it
+  bool has_vsock_peer = true;  // probe.vsock=none: nobody listens, being refused is right
+  std::string_view require{};  // comma-separated device names whose absence is a failure
+  std::string_view unknown{};  // the first probe.* word that makes no sense; the run fails with it
   MmioDeviceArgument mmio[kMaxMmioDevices]{};
   size_t mmio_count = 0;
 

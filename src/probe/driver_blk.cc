@@ -1,4 +1,5 @@
-// virtio-blk (VIRTIO 1.2 section 5.2). The test puts back what was on the disk; only a run that is cut short leaves its pattern.
+// virtio-blk (VIRTIO 1.2 section 5.2). The test puts back what was on the disk; only a run that is
+// cut short leaves its pattern.
 #include <cstring>
 
 #include "src/probe/main.h"
@@ -62,9 +63,11 @@ class Blk {
   explicit Blk(Transport& transport) : device_(transport) {}
 
   bool Open(Row& row, uint16_t depth, uint16_t queues_wanted) {
-    constexpr uint64_t kWanted = kFeatureReadOnly | kFeatureBlockSize | kFeatureFlush | kFeatureMultiQueue | kFeatureDiscard | kFeatureWriteZeroes;
+    constexpr uint64_t kWanted = kFeatureReadOnly | kFeatureBlockSize | kFeatureFlush |
+                                 kFeatureMultiQueue | kFeatureDiscard | kFeatureWriteZeroes;
     if (!device_.Begin(kWanted, kMaxQueuesUsed, row)) return false;
-    uint16_t queues = device_.Has(kFeatureMultiQueue) ? device_.transport().ReadConfig16(kConfigQueues) : 1;
+    uint16_t queues =
+        device_.Has(kFeatureMultiQueue) ? device_.transport().ReadConfig16(kConfigQueues) : 1;
     if (queues == 0) return row.Fail("multi-queue, yet no queue");
     if (queues > queues_wanted) queues = queues_wanted;
     if (queues > kMaxQueuesUsed) queues = kMaxQueuesUsed;
@@ -86,7 +89,8 @@ class Blk {
   }
 
   // One request in `slot` on `queue`. The data goes as one or two pieces.
-  bool Submit(uint16_t queue, uint16_t slot, uint32_t type, uint64_t sector, const volatile void* data, uint32_t size) {
+  bool Submit(uint16_t queue, uint16_t slot, uint32_t type, uint64_t sector,
+              const volatile void* data, uint32_t size) {
     Slot& s = slots_[slot];
     s.header = {type, 0, sector};
     s.status = kStatusUnset;
@@ -150,9 +154,10 @@ class Blk {
     return Next(slot, length) ? slots_[slot].status : kStatusUnset;
   }
 
-  // `size` bytes from `sector` on in requests of `piece` bytes, as many at once as fit, over all queues in turn. `data` is
-  // advanced by `step` bytes per request, modulo `wrap` requests.
-  bool Transfer(uint32_t type, uint64_t sector, uint8_t* data, uint64_t size, uint32_t piece, uint32_t wrap, Row& row) {
+  // `size` bytes from `sector` on in requests of `piece` bytes, as many at once as fit, over all
+  // queues in turn. `data` is advanced by `step` bytes per request, modulo `wrap` requests.
+  bool Transfer(uint32_t type, uint64_t sector, uint8_t* data, uint64_t size, uint32_t piece,
+                Row& row, uint32_t wrap = 0xffffffff) {
     const uint64_t requests = size / piece;
     uint64_t submitted = 0;
     uint64_t finished = 0;
@@ -165,7 +170,9 @@ class Blk {
       while (submitted < requests && free_count != 0) {
         const auto queue = static_cast<uint16_t>(submitted % queue_count_);
         const uint16_t slot = free[free_count - 1];
-        if (!Submit(queue, slot, type, sector + submitted * (piece / kSector), data + submitted % wrap * piece, piece)) break;
+        if (!Submit(queue, slot, type, sector + submitted * (piece / kSector),
+                    data + submitted % wrap * piece, piece))
+          break;
         --free_count;
         ++submitted;
       }
@@ -173,7 +180,8 @@ class Blk {
       uint16_t slot = 0;
       uint32_t length = 0;
       if (!Next(slot, length)) return row.Fail("no answer to request", finished);
-      if (slots_[slot].status != kStatusOk) return row.Fail(type == kTypeIn ? "read: status" : "write: status", slots_[slot].status);
+      if (slots_[slot].status != kStatusOk)
+        return row.Fail(type == kTypeIn ? "read: status" : "write: status", slots_[slot].status);
       if (type == kTypeIn && length != piece + 1) return row.Fail("read: used length", length);
       free[free_count++] = slot;
       ++finished;
@@ -242,24 +250,27 @@ bool WriteAndVerify(Blk& blk, const Buffers& buffers, uint64_t first, uint32_t s
   const uint32_t piece = size < kPiece ? size : kPiece;
   const uint64_t salt = ReadTsc();
   FillPattern(reinterpret_cast<uint64_t*>(buffers.pattern), first, sectors, salt);
-  if (!blk.Transfer(kTypeOut, first, buffers.pattern, size, piece, size / piece, row)) return false;
+  if (!blk.Transfer(kTypeOut, first, buffers.pattern, size, piece, row)) return false;
   row.tested().Add(" write");
   if (blk.device().Has(kFeatureFlush)) {
     const uint8_t status = blk.Run(kTypeFlush, 0, nullptr, 0);
     if (status != kStatusOk) return row.Fail("flush: status", status);
     row.tested().Add(" flush");
   }
-  if (!blk.Transfer(kTypeIn, first, buffers.readback, size, piece, size / piece, row)) return false;
-  if (std::memcmp(buffers.readback, buffers.pattern, size) != 0) return row.Fail("what was read is not what was written");
+  if (!blk.Transfer(kTypeIn, first, buffers.readback, size, piece, row)) return false;
+  if (std::memcmp(buffers.readback, buffers.pattern, size) != 0)
+    return row.Fail("what was read is not what was written");
   row.tested().Add(" verify");
   if (blk.device().Has(kFeatureWriteZeroes)) {
     const Range range{first, sectors / 2, 0};
     const uint8_t status = blk.Run(kTypeWriteZeroes, 0, &range, sizeof(range));
     if (status != kStatusOk) return row.Fail("write zeroes: status", status);
-    if (!blk.Transfer(kTypeIn, first, buffers.readback, size, piece, size / piece, row)) return false;
-    if (!IsZero(reinterpret_cast<const uint64_t*>(buffers.readback), sectors / 2)) return row.Fail("write zeroes: not zero");
+    if (!blk.Transfer(kTypeIn, first, buffers.readback, size, piece, row)) return false;
+    if (!IsZero(reinterpret_cast<const uint64_t*>(buffers.readback), sectors / 2))
+      return row.Fail("write zeroes: not zero");
     const uint32_t kept = sectors / 2 * kSector;
-    if (std::memcmp(buffers.readback + kept, buffers.pattern + kept, size - kept) != 0) return row.Fail("write zeroes: went too far");
+    if (std::memcmp(buffers.readback + kept, buffers.pattern + kept, size - kept) != 0)
+      return row.Fail("write zeroes: went too far");
     row.tested().Add(" write-zeroes");
   }
   if (blk.device().Has(kFeatureDiscard)) {
@@ -274,7 +285,8 @@ bool WriteAndVerify(Blk& blk, const Buffers& buffers, uint64_t first, uint32_t s
 bool CheckRingReset(Blk& blk, const Buffers& buffers, Row& row) {
   if (!blk.device().Has(kFeatureRingReset)) return true;
   Queue& queue = blk.queue(0);
-  if (!blk.device().transport().ResetQueue(queue.index())) return row.Fail("the queue reset did not finish");
+  if (!blk.device().transport().ResetQueue(queue.index()))
+    return row.Fail("the queue reset did not finish");
   if (!queue.Restart()) return row.Fail("the queue does not start again after its reset");
   const uint8_t status = blk.Run(kTypeIn, 0, buffers.readback, kSector);
   if (status != kStatusOk) return row.Fail("read after queue reset: status", status);
@@ -287,14 +299,14 @@ bool MeasureReads(Blk& blk, Row& row) {
   constexpr uint32_t kBig = 65536;
   constexpr uint32_t kWrap = 8;
   constexpr uint64_t kTotal = 4U << 20;
-  auto* buffer = static_cast<uint8_t*>(Allocate(kBig * kWrap, 4096));
+  auto* buffer = static_cast<uint8_t*>(Allocate(size_t{kBig} * kWrap, 4096));
   if (buffer == nullptr) return row.Fail("no memory");
   uint64_t size = blk.capacity() * kSector;
   if (size > kTotal) size = kTotal;
   size &= ~uint64_t{kBig - 1};
   if (size == 0) return true;
   const uint64_t begin = ReadTsc();
-  if (!blk.Transfer(kTypeIn, 0, buffer, size, kBig, kWrap, row)) return false;
+  if (!blk.Transfer(kTypeIn, 0, buffer, size, kBig, row, kWrap)) return false;
   row.figures().Add(", read ");
   AddRate(row.figures(), size, ReadTsc() - begin);
   return true;
@@ -318,13 +330,16 @@ void AddId(Blk& blk, Row& row) {
 
 bool Exercise(Blk& blk, Row& row) {
   if (blk.capacity() == 0) return row.Fail("the capacity is 0");
-  row.figures().Dec(blk.capacity() / 2).Add(" KiB");
+  row.figures().Put(blk.capacity() / 2, " KiB");
   Buffers buffers{};
   for (uint8_t** buffer : {&buffers.original, &buffers.pattern, &buffers.readback}) {
-    *buffer = static_cast<uint8_t*>(Allocate(kAreaSectors * kSector, 4096));
-    if (*buffer == nullptr) return row.Fail("no memory");
+    *buffer = static_cast<uint8_t*>(Allocate(size_t{kAreaSectors} * kSector, 4096));
   }
-  // The last sectors of the disk, at a 4 KiB boundary and in whole 4 KiB pieces where it is large enough for that.
+  if (buffers.original == nullptr || buffers.pattern == nullptr || buffers.readback == nullptr) {
+    return row.Fail("no memory");
+  }
+  // The last sectors of the disk, at a 4 KiB boundary and in whole 4 KiB pieces where it is large
+  // enough for that.
   uint64_t first = 0;
   auto sectors = static_cast<uint32_t>(blk.capacity() < 8 ? blk.capacity() : 8);
   if (blk.capacity() >= kAreaSectors + 8) {
@@ -334,7 +349,7 @@ bool Exercise(Blk& blk, Row& row) {
   const uint32_t size = sectors * kSector;
   const uint32_t piece = size < kPiece ? size : kPiece;
   row.tested().Add("read");
-  if (!blk.Transfer(kTypeIn, first, buffers.original, size, piece, size / piece, row)) return false;
+  if (!blk.Transfer(kTypeIn, first, buffers.original, size, piece, row)) return false;
   AddId(blk, row);
   if (!CheckRefusals(blk, buffers, row)) return false;
   if (blk.device().Has(kFeatureReadOnly)) {
@@ -344,7 +359,7 @@ bool Exercise(Blk& blk, Row& row) {
     row.tested().Add(" read-only");
   } else {
     WriteAndVerify(blk, buffers, first, sectors, row);
-    if (!blk.Transfer(kTypeOut, first, buffers.original, size, piece, size / piece, row)) return false;
+    if (!blk.Transfer(kTypeOut, first, buffers.original, size, piece, row)) return false;
     if (row.failed()) return false;
   }
   if (!CheckRingReset(blk, buffers, row) || !MeasureReads(blk, row)) return false;
@@ -352,11 +367,12 @@ bool Exercise(Blk& blk, Row& row) {
   uint32_t completions = 0;
   for (uint16_t q = 0; q < blk.queue_count(); ++q) {
     completions += blk.queue(q).completions();
-    if (blk.device().Interrupts(blk.queue(q)) == 0) return row.Fail("no interrupt arrived for queue", q);
+    if (blk.device().Interrupts(blk.queue(q)) == 0)
+      return row.Fail("no interrupt arrived for queue", q);
   }
-  row.figures().Add(", ").Dec(completions).Add(" requests");
-  if (blk.queue_count() > 1) row.figures().Add(" on ").Dec(blk.queue_count()).Add(" queues");
-  row.figures().Add(", ").Dec(blk.device().TotalInterrupts()).Add(" interrupts");
+  row.figures().Put(", ", completions, " requests");
+  if (blk.queue_count() > 1) row.figures().Put(" on ", blk.queue_count(), " queues");
+  row.figures().Put(", ", blk.device().TotalInterrupts(), " interrupts");
   return true;
 }
 
@@ -376,10 +392,12 @@ bool BlkBench() {
     return false;
   }
   const Options& options = ProbeOptions();
-  const auto wanted = static_cast<uint16_t>(options.queue_depth < Queue::kMaxSize ? options.queue_depth : Queue::kMaxSize);
+  const auto wanted = static_cast<uint16_t>(
+      options.queue_depth < Queue::kMaxSize ? options.queue_depth : Queue::kMaxSize);
   Blk blk(*transport);
   bool good = blk.Open(row, wanted, 1);
-  auto* buffer = static_cast<uint8_t*>(good ? Allocate(size_t{kPiece} * blk.depth(), 4096) : nullptr);
+  auto* buffer =
+      static_cast<uint8_t*>(good ? Allocate(size_t{kPiece} * blk.depth(), 4096) : nullptr);
   const uint64_t places = blk.capacity() / (kPiece / kSector);
   if (good && (buffer == nullptr || places == 0)) good = row.Fail("disk or memory too small");
   uint64_t finished = 0;
@@ -388,20 +406,22 @@ bool BlkBench() {
   uint64_t random = options.seed * 2 + 1;
   const auto next_sector = [&] {
     random = random * 6364136223846793005 + 1442695040888963407;
-    return (random >> 32) % places * (kPiece / kSector);
+    return places == 0 ? 0 : (random >> 32) % places * (kPiece / kSector);
   };
   const uint64_t begin = ReadTsc();
   if (good) {
     Queue& queue = blk.queue(0);
     for (uint16_t slot = 0; slot < blk.depth() && submitted < options.ops; ++slot) {
-      if (blk.Submit(0, slot, kTypeIn, next_sector(), buffer + size_t{kPiece} * slot, kPiece)) ++submitted;
+      if (blk.Submit(0, slot, kTypeIn, next_sector(), buffer + size_t{kPiece} * slot, kPiece))
+        ++submitted;
     }
     queue.AskForInterrupt(true);
     queue.Kick();
     while (finished < submitted) {
       const uint16_t head = queue.PopKept();
       if (head == Queue::kNoToken) {
-        // Everything that has arrived is answered before the device hears of it: one notification for many requests.
+        // Everything that has arrived is answered before the device hears of it: one notification
+        // for many requests.
         queue.Kick();
         if (queue.broken() || !queue.Wait()) {
           good = row.Fail("no answer");
@@ -427,9 +447,10 @@ bool BlkBench() {
   if (good) {
     const uint64_t micros = MicrosOf(cycles);
     Line line;
-    line.Add("blkbench ops=").Dec(finished).Add(" qd=").Dec(blk.depth()).Add(" bytes=").Dec(kPiece).Add(" cycles=").Dec(cycles);
-    line.Add(" us=").Dec(micros).Add(" ops_per_s=").Dec(micros == 0 ? 0 : finished * 1000000 / micros);
-    line.Add(" interrupts=").Dec(blk.device().TotalInterrupts()).Add(" notifications=").Dec(blk.queue(0).notifications());
+    line.Put("blkbench ops=", finished, " qd=", blk.depth(), " bytes=", kPiece, " cycles=", cycles);
+    line.Put(" us=", micros, " ops_per_s=", micros == 0 ? 0 : finished * 1000000 / micros);
+    line.Put(" interrupts=", blk.device().TotalInterrupts(),
+             " notifications=", blk.queue(0).notifications());
     Print(line);
   }
   blk.device().End(row);

@@ -1,4 +1,5 @@
-// virtio-console (VIRTIO 1.2 section 5.3), the first port only: what the probe says goes through it.
+// virtio-console (VIRTIO 1.2 section 5.3), the first port only: what the probe says goes through
+// it.
 #include <new>
 
 #include "src/probe/tests.h"
@@ -50,7 +51,8 @@ bool Send(Console& console, std::string_view bytes) {
     const size_t size = bytes.size() < kBufferSize ? bytes.size() : kBufferSize;
     // Two pieces, so that every line also exercises chains.
     const auto half = static_cast<uint32_t>(size / 2);
-    const Segment readable[] = {{bytes.data(), half}, {bytes.data() + half, static_cast<uint32_t>(size) - half}};
+    const Segment readable[] = {{bytes.data(), half},
+                                {bytes.data() + half, static_cast<uint32_t>(size) - half}};
     uint32_t length = 0;
     const std::span<const Segment> all(readable);
     if (!console.transmit->Run(half == 0 ? all.subspan(1) : all, {}, length)) return false;
@@ -61,19 +63,22 @@ bool Send(Console& console, std::string_view bytes) {
   return true;
 }
 
-bool SendToOutput(std::string_view bytes) { return Send(*g_output, bytes); }
+bool SendToOutput(std::string_view bytes) {
+  return Send(*g_output, bytes);
+}
 
 // What can be said of an open console after some lines went through it.
 void Judge(Console& console, Row& row) {
   row.tested().Add("transmit in chains, receive buffer posted");
-  row.figures().Dec(console.bytes).Add(" bytes, ").Dec(console.transmit->completions()).Add(" requests, ");
+  row.figures().Put(console.bytes, " bytes, ", console.transmit->completions(), " requests, ");
   if (console.transmit->completions() != 0) {
-    row.figures().Dec(MicrosOf(console.cycles) / console.transmit->completions()).Add(" us each, ");
+    row.figures().Put(MicrosOf(console.cycles) / console.transmit->completions(), " us each, ");
   }
-  row.figures().Dec(console.device.Interrupts(*console.transmit)).Add(" interrupts");
+  row.figures().Put(console.device.Interrupts(*console.transmit), " interrupts");
   if (console.device.Has(kFeatureSize)) {
     Transport& transport = console.device.transport();
-    row.figures().Add(", ").Dec(transport.ReadConfig16(kConfigColumns)).Add('x').Dec(transport.ReadConfig16(kConfigRows));
+    row.figures().Put(", ", transport.ReadConfig16(kConfigColumns), 'x',
+                      transport.ReadConfig16(kConfigRows));
   }
   if (console.bytes == 0) row.Fail("nothing could be sent");
   if (console.device.Interrupts(*console.transmit) == 0) row.Fail("no interrupt arrived");
@@ -109,7 +114,8 @@ void TestConsole(Transport& transport, Row& row) {
   }
   Console console(transport);
   if (Open(console, row)) {
-    if (!Send(console, "postern probe: this is another console of the same machine\r\n")) row.Fail("no answer to a transmit request");
+    if (!Send(console, "postern probe: this is another console of the same machine\r\n"))
+      row.Fail("no answer to a transmit request");
     Judge(console, row);
   }
   console.device.End(row);

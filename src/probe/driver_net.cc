@@ -1,4 +1,5 @@
-// virtio-net (VIRTIO 1.2 section 5.1). The far end is whatever answers ARP and ICMP echo: a Linux TAP with an address does.
+// virtio-net (VIRTIO 1.2 section 5.1). The far end is whatever answers ARP and ICMP echo: a Linux
+// TAP with an address does.
 #include "src/probe/main.h"
 #include "src/probe/packet.h"
 #include "src/probe/tests.h"
@@ -55,12 +56,15 @@ class Net {
   explicit Net(Transport& transport) : device_(transport) {}
 
   bool Open(Row& row) {
-    constexpr uint64_t kWanted = kFeatureMtu | kFeatureMac | kFeatureMergeable | kFeatureStatus | kFeatureControl | kFeatureControlRx | kFeatureMultiQueue | kFeatureControlMac;
+    constexpr uint64_t kWanted = kFeatureMtu | kFeatureMac | kFeatureMergeable | kFeatureStatus |
+                                 kFeatureControl | kFeatureControlRx | kFeatureMultiQueue |
+                                 kFeatureControlMac;
     if (!device_.Begin(kWanted, 2 * kMaxPairs, row)) return false;
     Transport& transport = device_.transport();
     const bool multi = device_.Has(kFeatureMultiQueue | kFeatureControl);
     const uint16_t offered_pairs = multi ? transport.ReadConfig16(kConfigPairs) : 1;
-    if (offered_pairs == 0 || offered_pairs > 0x8000) return row.Fail("queue pairs:", offered_pairs);
+    if (offered_pairs == 0 || offered_pairs > 0x8000)
+      return row.Fail("queue pairs:", offered_pairs);
     pairs_ = offered_pairs < kMaxPairs ? offered_pairs : kMaxPairs;
     buffer_size_ = device_.Has(kFeatureMergeable) ? kSmallBuffer : kWholeBuffer;
     for (uint16_t pair = 0; pair < pairs_; ++pair) {
@@ -79,7 +83,8 @@ class Net {
     frame_ = static_cast<uint8_t*>(Allocate(kMaxFrame + 16));
     received_ = static_cast<uint8_t*>(Allocate(kWholeBuffer));
     command_ = static_cast<uint8_t*>(Allocate(16));
-    if (header_ == nullptr || frame_ == nullptr || received_ == nullptr || command_ == nullptr) return row.Fail("no memory");
+    if (header_ == nullptr || frame_ == nullptr || received_ == nullptr || command_ == nullptr)
+      return row.Fail("no memory");
     *header_ = {};
     if (!device_.DriverOk(row)) return false;
     for (uint16_t pair = 0; pair < pairs_; ++pair) {
@@ -89,7 +94,8 @@ class Net {
     }
     for (uint32_t i = 0; i < 6; ++i) {
       // 5.1.4.2: without an address of the device's own the driver picks one, locally administered.
-      mac_.bytes[i] = device_.Has(kFeatureMac) ? transport.ReadConfig8(kConfigMac + i) : static_cast<uint8_t>(0x02 + 0x10 * i);
+      mac_.bytes[i] = device_.Has(kFeatureMac) ? transport.ReadConfig8(kConfigMac + i)
+                                               : static_cast<uint8_t>(0x02 + 0x10 * i);
     }
     return true;
   }
@@ -98,7 +104,8 @@ class Net {
   bool Send(uint16_t pair, size_t size, Row& row) {
     uint32_t length = 0;
     const Segment readable[] = {{header_, sizeof(Header)}, {frame_, static_cast<uint32_t>(size)}};
-    if (!tx_[pair]->Run(readable, {}, length)) return row.Fail("a frame was not transmitted, queue", tx_[pair]->index());
+    if (!tx_[pair]->Run(readable, {}, length))
+      return row.Fail("a frame was not transmitted, queue", tx_[pair]->index());
     ++frames_sent_;
     bytes_sent_ += size;
     return true;
@@ -132,7 +139,9 @@ class Net {
     control_->Kick();
     uint32_t length = 0;
     // No vector: polled, as Linux does.
-    if (!WaitFor(kRequestMicros, [this] { return control_->HasUsed(); }) || control_->Pop(length) != kControlToken) return kAckUnset;
+    if (!WaitFor(kRequestMicros, [this] { return control_->HasUsed(); }) ||
+        control_->Pop(length) != kControlToken)
+      return kAckUnset;
     return *ack;
   }
 
@@ -155,7 +164,8 @@ class Net {
     rx_[pair]->Add({}, writable, buffer);
   }
 
-  // Puts a frame together from the buffers it came in (5.1.6.3.2, 5.1.6.4) and gives the buffers back.
+  // Puts a frame together from the buffers it came in (5.1.6.3.2, 5.1.6.4) and gives the buffers
+  // back.
   std::span<const uint8_t> Collect(uint16_t pair, Row& row) {
     Queue& queue = *rx_[pair];
     size_t size = 0;
@@ -164,16 +174,19 @@ class Net {
       uint32_t length = 0;
       // All parts of a frame are used in order, and made visible together.
       const uint16_t buffer = queue.Pop(length);
-      if (buffer == Queue::kNoToken) return row.Fail("a frame with parts missing"), std::span<const uint8_t>();
+      if (buffer == Queue::kNoToken)
+        return row.Fail("a frame with parts missing"), std::span<const uint8_t>();
       const uint8_t* data = buffers_[pair] + size_t{buffer} * buffer_size_;
       size_t skip = 0;
       if (part == 0) {
-        if (length < sizeof(Header)) return row.Fail("a frame shorter than its header:", length), std::span<const uint8_t>();
+        if (length < sizeof(Header))
+          return row.Fail("a frame shorter than its header:", length), std::span<const uint8_t>();
         parts = device_.Has(kFeatureMergeable) ? reinterpret_cast<const Header*>(data)->buffers : 1;
         if (parts == 0) return row.Fail("a frame of 0 buffers"), std::span<const uint8_t>();
         skip = sizeof(Header);
       }
-      if (length > buffer_size_ || length - skip > kWholeBuffer - size) return row.Fail("a frame of too many bytes"), std::span<const uint8_t>();
+      if (length > buffer_size_ || length - skip > kWholeBuffer - size)
+        return row.Fail("a frame of too many bytes"), std::span<const uint8_t>();
       std::memcpy(received_ + size, data + skip, length - skip);
       size += length - skip;
       Post(pair, buffer);
@@ -207,7 +220,8 @@ class Net {
 constexpr int kTries = 3;
 constexpr uint64_t kReplyMicros = 1'000'000;
 
-// Answers a question about our own address: without that the peer could not answer us once its entry is old.
+// Answers a question about our own address: without that the peer could not answer us once its
+// entry is old.
 void AnswerArp(Net& net, std::span<const uint8_t> frame, Row& row) {
   ArpView arp{};
   const Options& options = ProbeOptions();
@@ -218,7 +232,8 @@ void AnswerArp(Net& net, std::span<const uint8_t> frame, Row& row) {
 bool Resolve(Net& net, Mac& peer, Row& row) {
   const Options& options = ProbeOptions();
   for (int attempt = 0; attempt < kTries; ++attempt) {
-    if (!net.Send(0, MakeArp(net.frame(), 1, net.mac(), options.ip, {}, options.peer), row)) return false;
+    if (!net.Send(0, MakeArp(net.frame(), 1, net.mac(), options.ip, {}, options.peer), row))
+      return false;
     const uint64_t limit = ReadTsc() + CyclesOf(kReplyMicros);
     while (ReadTsc() < limit) {
       const std::span<const uint8_t> frame = net.Receive(kReplyMicros, row);
@@ -235,13 +250,19 @@ bool Resolve(Net& net, Mac& peer, Row& row) {
   return row.Fail("no ARP reply from the peer (probe.peer=ADDRESS or none)");
 }
 
+uint8_t EchoByte(uint16_t sequence, size_t index) {
+  return static_cast<uint8_t>(size_t{sequence} * 31 + index);
+}
+
 // One echo of `size` bytes, sent by `pair`. Cycles from handing it over to having the reply.
-bool Echo(Net& net, const Mac& peer, uint16_t pair, uint16_t sequence, size_t size, uint64_t& cycles, Row& row) {
+bool Echo(Net& net, const Mac& peer, uint16_t pair, uint16_t sequence, size_t size,
+          uint64_t& cycles, Row& row) {
   const Options& options = ProbeOptions();
   constexpr size_t kPayload = kEthernetSize + kIpSize + kIcmpSize;
   for (int attempt = 0; attempt < kTries; ++attempt) {
-    for (size_t i = 0; i < size; ++i) net.frame()[kPayload + i] = static_cast<uint8_t>(sequence * 31 + i);
-    const size_t frame_size = MakeEcho(net.frame(), peer, net.mac(), options.ip, options.peer, sequence, size);
+    for (size_t i = 0; i < size; ++i) net.frame()[kPayload + i] = EchoByte(sequence, i);
+    const size_t frame_size =
+        MakeEcho(net.frame(), peer, net.mac(), options.ip, options.peer, sequence, size);
     const uint64_t begin = ReadTsc();
     if (!net.Send(pair, frame_size, row)) return false;
     const uint64_t limit = begin + CyclesOf(kReplyMicros);
@@ -250,7 +271,8 @@ bool Echo(Net& net, const Mac& peer, uint16_t pair, uint16_t sequence, size_t si
       if (row.failed()) return false;
       if (frame.empty()) break;
       bool damaged = false;
-      const std::span<const uint8_t> payload = ParseEchoReply(frame, options.peer, sequence, damaged);
+      const std::span<const uint8_t> payload =
+          ParseEchoReply(frame, options.peer, sequence, damaged);
       if (payload.data() == nullptr) {
         AnswerArp(net, frame, row);
         continue;
@@ -259,7 +281,7 @@ bool Echo(Net& net, const Mac& peer, uint16_t pair, uint16_t sequence, size_t si
       if (damaged) return row.Fail("an echo reply with a wrong checksum, bytes:", size);
       if (payload.size() != size) return row.Fail("echo reply: bytes", payload.size());
       for (size_t i = 0; i < size; ++i) {
-        if (payload[i] != static_cast<uint8_t>(sequence * 31 + i)) return row.Fail("echo reply: wrong byte at", i);
+        if (payload[i] != EchoByte(sequence, i)) return row.Fail("echo reply: wrong byte at", i);
       }
       return true;
     }
@@ -295,7 +317,8 @@ bool UsePairs(Net& net, uint16_t pairs, Row& row) {
 
 bool Exercise(Net& net, Row& row) {
   Transport& transport = net.device().transport();
-  if (net.device().Has(kFeatureStatus) && (transport.ReadConfig16(kConfigStatus) & kLinkUp) == 0) return row.Fail("the link is down");
+  if (net.device().Has(kFeatureStatus) && (transport.ReadConfig16(kConfigStatus) & kLinkUp) == 0)
+    return row.Fail("the link is down");
   size_t mtu = net.device().Has(kFeatureMtu) ? transport.ReadConfig16(kConfigMtu) : 1500;
   if (mtu < 68) return row.Fail("MTU", mtu);
   if (mtu > 1500) mtu = 1500;
@@ -308,10 +331,11 @@ bool Exercise(Net& net, Row& row) {
   }
   Mac peer{};
   if (!Resolve(net, peer, row)) return false;
-  row.tested().Add(", ARP, echo 8..").Dec(mtu - kIpSize - kIcmpSize);
+  row.tested().Put(", ARP, echo 8..", mtu - kIpSize - kIcmpSize);
   uint64_t best = ~uint64_t{0};
   uint16_t sequence = 0;
-  for (size_t size : {size_t{8}, size_t{56}, size_t{511}, size_t{1024}, mtu - kIpSize - kIcmpSize}) {
+  for (size_t size :
+       {size_t{8}, size_t{56}, size_t{511}, size_t{1024}, mtu - kIpSize - kIcmpSize}) {
     if (size > mtu - kIpSize - kIcmpSize) continue;
     uint64_t cycles = 0;
     if (!Echo(net, peer, 0, ++sequence, size, cycles, row)) return false;
@@ -327,10 +351,11 @@ bool Exercise(Net& net, Row& row) {
     row.tested().Add(", 2 pairs");
   }
   if (net.device().Interrupts(net.rx(0)) == 0) return row.Fail("no receive interrupt arrived");
-  row.figures().Dec(net.frames_sent()).Add('+').Dec(net.frames_received()).Add(" frames, ").Dec(net.bytes()).Add(" bytes, echo ");
-  row.figures().Dec(MicrosOf(best)).Add(" us");
-  if (net.merged() != 0) row.figures().Add(", ").Dec(net.merged()).Add(" merged");
-  row.figures().Add(", ").Dec(net.device().TotalInterrupts()).Add(" interrupts");
+  row.figures().Put(net.frames_sent(), '+', net.frames_received(), " frames, ", net.bytes(),
+                    " bytes, echo ");
+  row.figures().Put(MicrosOf(best), " us");
+  if (net.merged() != 0) row.figures().Put(", ", net.merged(), " merged");
+  row.figures().Put(", ", net.device().TotalInterrupts(), " interrupts");
   return true;
 }
 
@@ -359,7 +384,8 @@ bool NetBench() {
     PutEthernet(net.frame(), kBroadcast, net.mac(), kTypeExperiment);
     uint64_t frame_size = kEthernetSize + options.size;
     if (frame_size < kMinFrame) frame_size = kMinFrame;
-    const Segment readable[] = {{net.header(), sizeof(Header)}, {net.frame(), static_cast<uint32_t>(frame_size)}};
+    const Segment readable[] = {{net.header(), sizeof(Header)},
+                                {net.frame(), static_cast<uint32_t>(frame_size)}};
     Queue& queue = net.tx(0);
     uint64_t sent = 0;
     uint64_t done = 0;
@@ -388,9 +414,10 @@ bool NetBench() {
     const uint64_t cycles = ReadTsc() - begin;
     const uint64_t micros = MicrosOf(cycles);
     Line line;
-    line.Add("netbench tx ops=").Dec(done).Add(" bytes=").Dec(frame_size).Add(" cycles=").Dec(cycles).Add(" us=").Dec(micros);
-    line.Add(" ops_per_s=").Dec(micros == 0 ? 0 : done * 1000000 / micros).Add(" interrupts=").Dec(net.device().Interrupts(queue));
-    Print(line.Add(" notifications=").Dec(queue.notifications()));
+    line.Put("netbench tx ops=", done, " bytes=", frame_size, " cycles=", cycles, " us=", micros);
+    line.Put(" ops_per_s=", micros == 0 ? 0 : done * 1000000 / micros,
+             " interrupts=", net.device().Interrupts(queue));
+    Print(line.Put(" notifications=", queue.notifications()));
   }
   Mac peer{};
   if (good && options.has_peer && Resolve(net, peer, row)) {
@@ -402,7 +429,7 @@ bool NetBench() {
       total += cycles;
     }
     Line line;
-    line.Add("netbench echo ops=").Dec(rounds).Add(" bytes=56 cycles=").Dec(total).Add(" us=").Dec(MicrosOf(total));
+    line.Put("netbench echo ops=", rounds, " bytes=56 cycles=", total, " us=", MicrosOf(total));
     if (good) Print(line);
   }
   net.device().End(row);

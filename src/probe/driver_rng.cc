@@ -31,12 +31,14 @@ bool Exercise(VirtioDevice& device, Row& row, uint32_t& total) {
   const Segment pieces[] = {{second, 7}, {second + 7, 1}, {second + 8, kRead - 8}};
   uint32_t second_length = 0;
   if (!queue->Run({}, pieces, second_length)) return row.Fail("no answer to the second read");
-  if (second_length == 0 || second_length > kRead) return row.Fail("second read: used length", second_length);
+  if (second_length == 0 || second_length > kRead)
+    return row.Fail("second read: used length", second_length);
   const uint32_t common = length < second_length ? length : second_length;
   bool same = true;
   for (uint32_t i = 0; i < common; ++i) same = same && first[i] == second[i];
   if (common >= 8 && same) return row.Fail("two reads gave the same bytes");
-  if (!IsZero(second + second_length, kRead - second_length)) return row.Fail("written beyond the used length");
+  if (!IsZero(second + second_length, kRead - second_length))
+    return row.Fail("written beyond the used length");
   total += second_length;
   return device.Interrupts(*queue) != 0 || row.Fail("no interrupt arrived");
 }
@@ -54,7 +56,7 @@ void TestRng(Transport& transport, Row& row) {
     device.End(row);
   }
   row.tested().Add("reads differ, pieces, reset and again");
-  row.figures().Dec(total).Add(" bytes, ").Dec(interrupts).Add(" interrupts");
+  row.figures().Put(total, " bytes, ", interrupts, " interrupts");
 }
 
 }  // namespace postern::probe

@@ -1,4 +1,5 @@
-// virtio-vsock (VIRTIO 1.2 section 5.10): one stream to the host, echoed back under credit, and closed in order.
+// virtio-vsock (VIRTIO 1.2 section 5.10): one stream to the host, echoed back under credit, and
+// closed in order.
 #include <cstring>
 
 #include "src/probe/main.h"
@@ -64,7 +65,8 @@ class Vsock {
     buffers_ = static_cast<Buffer*>(Allocate(sizeof(Buffer) * kBuffers, alignof(Buffer)));
     outgoing_ = static_cast<Header*>(Allocate(sizeof(Header)));
     auto* event = static_cast<uint32_t*>(Allocate(16));
-    if (buffers_ == nullptr || outgoing_ == nullptr || event == nullptr) return row.Fail("no memory");
+    if (buffers_ == nullptr || outgoing_ == nullptr || event == nullptr)
+      return row.Fail("no memory");
     if (!device_.DriverOk(row)) return false;
     cid_ = device_.transport().ReadConfig64(kConfigCid);
     // 5.10.4: 0, 1, 2, 2^32-1 and beyond are reserved.
@@ -78,17 +80,21 @@ class Vsock {
     return true;
   }
 
-  bool Send(uint16_t operation, uint32_t port, const uint8_t* data, uint32_t size, uint32_t flags, Row& row) {
-    *outgoing_ = {cid_, kHostCid, kLocalPort, port, size, kTypeStream, operation, flags, kOurWindow, received_};
+  bool Send(uint16_t operation, uint32_t port, const uint8_t* data, uint32_t size, uint32_t flags,
+            Row& row) {
+    *outgoing_ = {cid_,        kHostCid,  kLocalPort, port,       size,
+                  kTypeStream, operation, flags,      kOurWindow, received_};
     reported_ = received_;
     const Segment readable[] = {{outgoing_, sizeof(Header)}, {data, size}};
     const std::span<const Segment> all(readable);
     uint32_t length = 0;
     ++packets_;
-    return tx_->Run(size == 0 ? all.first(1) : all, {}, length) || row.Fail("a packet was not transmitted, operation", operation);
+    return tx_->Run(size == 0 ? all.first(1) : all, {}, length) ||
+           row.Fail("a packet was not transmitted, operation", operation);
   }
 
-  // The next packet into packet(); false after the time limit. What is not from the port spoken to is a failure.
+  // The next packet into packet(); false after the time limit. What is not from the port spoken to
+  // is a failure.
   bool Receive(uint64_t micros, uint32_t port, Row& row) {
     Release();
     if (!rx_->HasUsed() && !rx_->Wait(micros)) return false;
@@ -98,11 +104,15 @@ class Vsock {
     held_ = buffer;
     ++packets_;
     const Header& header = buffers_[buffer].header;
-    if (length < sizeof(Header) || header.length > kPayload || length != sizeof(Header) + header.length) {
+    if (length < sizeof(Header) || header.length > kPayload ||
+        length != sizeof(Header) + header.length) {
       return row.Fail("a packet of the wrong size:", length);
     }
-    if (header.source_cid != kHostCid || header.destination_cid != cid_ || header.type != kTypeStream) return row.Fail("a packet from or to someone else");
-    if (header.source_port != port || header.destination_port != kLocalPort) return row.Fail("a packet for another port:", header.destination_port);
+    if (header.source_cid != kHostCid || header.destination_cid != cid_ ||
+        header.type != kTypeStream)
+      return row.Fail("a packet from or to someone else");
+    if (header.source_port != port || header.destination_port != kLocalPort)
+      return row.Fail("a packet for another port:", header.destination_port);
     peer_window_ = header.buffer_size;
     peer_forwarded_ = header.forwarded;
     return true;
@@ -135,7 +145,8 @@ class Vsock {
   static constexpr uint16_t kNone = 0xffff;
 
   void Post(uint16_t buffer) {
-    const Segment writable[] = {{&buffers_[buffer].header, sizeof(Header)}, {buffers_[buffer].data, kPayload}};
+    const Segment writable[] = {{&buffers_[buffer].header, sizeof(Header)},
+                                {buffers_[buffer].data, kPayload}};
     rx_->Add({}, writable, buffer);
   }
   void Release() {
@@ -160,12 +171,15 @@ class Vsock {
   uint32_t peer_forwarded_ = 0;
 };
 
-// 5.10.6.4.3 and 5.10.6.5: asking for a port nobody listens on, and data for no connection, are both answered by a reset.
+// 5.10.6.4.3 and 5.10.6.5: asking for a port nobody listens on, and data for no connection, are
+// both answered by a reset.
 bool CheckRefusals(Vsock& vsock, Row& row) {
   for (uint16_t operation : {kOpRequest, kOpData}) {
     if (!vsock.Send(operation, kDeadPort, nullptr, 0, 0, row)) return false;
-    if (!vsock.Receive(kRequestMicros, kDeadPort, row)) return row.Fail("no answer for a port nobody listens on, operation", operation);
-    if (vsock.header().operation != kOpReset) return row.Fail("a dead port answers with operation", vsock.header().operation);
+    if (!vsock.Receive(kRequestMicros, kDeadPort, row))
+      return row.Fail("no answer for a port nobody listens on, operation", operation);
+    if (vsock.header().operation != kOpReset)
+      return row.Fail("a dead port answers with operation", vsock.header().operation);
   }
   row.tested().Add("refusals");
   return true;
@@ -174,32 +188,41 @@ bool CheckRefusals(Vsock& vsock, Row& row) {
 bool Connect(Vsock& vsock, uint32_t port, Row& row) {
   vsock.StartStream();
   if (!vsock.Send(kOpRequest, port, nullptr, 0, 0, row)) return false;
-  if (!vsock.Receive(kRequestMicros, port, row)) return row.Fail("no answer to the connection request");
-  if (vsock.header().operation == kOpReset) return row.Fail("refused: nobody listens on the host's port (probe.vsock=PORT or none)", port);
-  return vsock.header().operation == kOpResponse || row.Fail("connection request answered by operation", vsock.header().operation);
+  if (!vsock.Receive(kRequestMicros, port, row))
+    return row.Fail("no answer to the connection request");
+  if (vsock.header().operation == kOpReset)
+    return row.Fail("refused: nobody listens on the host's port (probe.vsock=PORT or none)", port);
+  return vsock.header().operation == kOpResponse ||
+         row.Fail("connection request answered by operation", vsock.header().operation);
 }
 
 // Takes what has arrived, waiting for it if `wait`.
 bool Drain(Vsock& vsock, const uint8_t* expected, uint32_t port, bool wait, Row& row) {
   while (wait || vsock.rx().HasUsed()) {
-    if (!vsock.Receive(kRequestMicros, port, row)) return row.Fail("the stream stalls; bytes so far:", vsock.received());
+    if (!vsock.Receive(kRequestMicros, port, row))
+      return row.Fail("the stream stalls; bytes so far:", vsock.received());
     wait = false;
     const Header& header = vsock.header();
     switch (header.operation) {
       case kOpData: {
         const uint32_t at = vsock.received();
-        if (header.length == 0 || header.length > kTotal - at) return row.Fail("more came back than was sent:", at + header.length);
+        if (header.length == 0 || header.length > kTotal - at)
+          return row.Fail("more came back than was sent:", at + header.length);
         if (!vsock.CountReceived(header.length)) return row.Fail("the host ignores our credit");
-        if (std::memcmp(vsock.data(), expected + at, header.length) != 0) return row.Fail("wrong bytes behind", at);
+        if (std::memcmp(vsock.data(), expected + at, header.length) != 0)
+          return row.Fail("wrong bytes behind", at);
         break;
       }
       case kOpCreditRequest:
         if (!vsock.Send(kOpCreditUpdate, port, nullptr, 0, 0, row)) return false;
         break;
-      case kOpCreditUpdate: break;
+      case kOpCreditUpdate:
+        break;
       case kOpReset:
-      case kOpShutdown: return row.Fail("the host closed the stream after", vsock.received());
-      default: return row.Fail("unexpected operation", header.operation);
+      case kOpShutdown:
+        return row.Fail("the host closed the stream after", vsock.received());
+      default:
+        return row.Fail("unexpected operation", header.operation);
     }
     if (vsock.OwesUpdate() && !vsock.Send(kOpCreditUpdate, port, nullptr, 0, 0, row)) return false;
   }
@@ -232,14 +255,15 @@ bool EchoStream(Vsock& vsock, uint32_t port, Row& row) {
 bool Close(Vsock& vsock, uint32_t port, Row& row) {
   if (!vsock.Send(kOpShutdown, port, nullptr, 0, kShutdownBoth, row)) return false;
   for (int i = 0; i < 100; ++i) {
-    if (!vsock.Receive(kRequestMicros, port, row)) return row.Fail("the host does not confirm the shutdown");
+    if (!vsock.Receive(kRequestMicros, port, row))
+      return row.Fail("the host does not confirm the shutdown");
     if (vsock.header().operation == kOpReset) return true;
   }
   return row.Fail("the host talks on after the shutdown");
 }
 
 bool Exercise(Vsock& vsock, Row& row) {
-  row.figures().Add("CID ").Dec(vsock.cid());
+  row.figures().Put("CID ", vsock.cid());
   if (!CheckRefusals(vsock, row)) return false;
   if (ProbeOptions().has_vsock_peer) {
     const auto port = static_cast<uint32_t>(ProbeOptions().vsock_port);
@@ -249,11 +273,12 @@ bool Exercise(Vsock& vsock, Row& row) {
     const uint64_t cycles = ReadTsc() - begin;
     if (!Close(vsock, port, row)) return false;
     row.tested().Add(", connect, echo under credit, shutdown");
-    row.figures().Add(", ").Dec(kTotal).Add(" bytes echoed, ");
+    row.figures().Put(", ", kTotal, " bytes echoed, ");
     AddRate(row.figures(), 2 * uint64_t{kTotal}, cycles);
   }
   if (vsock.device().Interrupts(vsock.rx()) == 0) return row.Fail("no receive interrupt arrived");
-  row.figures().Add(", ").Dec(vsock.packets()).Add(" packets, ").Dec(vsock.device().TotalInterrupts()).Add(" interrupts");
+  row.figures().Put(", ", vsock.packets(), " packets, ", vsock.device().TotalInterrupts(),
+                    " interrupts");
   return true;
 }
 

@@ -2,12 +2,14 @@
 
 // From embedded_image.S.
 extern "C" {
-extern const std::byte postern_probe_image[];
-extern const std::byte postern_probe_image_end[];
+extern const std::byte kPosternProbeImage[];
+extern const std::byte kPosternProbeImageEnd[];
 }
 
 namespace postern::probe {
 
-std::span<const std::byte> ProbeImage() { return {postern_probe_image, postern_probe_image_end}; }
+std::span<const std::byte> ProbeImage() {
+  return {kPosternProbeImage, kPosternProbeImageEnd};
+}
 
 }  // namespace postern::probe

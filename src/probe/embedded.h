@@ -1,5 +1,5 @@
-// The built-in guest as bytes of this program: an ELF64 image with a PVH note and a 64-bit Linux entry (README.md), to be
-// loaded like any other kernel. Lives as long as the process; any thread.
+// The built-in guest as bytes of this program: an ELF64 image with a PVH note and a 64-bit Linux
+// entry (README.md), to be loaded like any other kernel. Lives as long as the process; any thread.
 #pragma once
 
 #include <cstddef>

@@ -1,11 +1,11 @@
 // The finished probe.elf, carried along as read-only data. The assembler finds the file by its -I.
-    .section .rodata.postern_probe_image, "a", @progbits
+    .section .rodata.kPosternProbeImage, "a", @progbits
     .balign 16
-    .globl postern_probe_image
-    .hidden postern_probe_image
-postern_probe_image:
+    .globl kPosternProbeImage
+    .hidden kPosternProbeImage
+kPosternProbeImage:
     .incbin "probe.elf"
-    .globl postern_probe_image_end
-    .hidden postern_probe_image_end
-postern_probe_image_end:
+    .globl kPosternProbeImageEnd
+    .hidden kPosternProbeImageEnd
+kPosternProbeImageEnd:
     .section .note.GNU-stack, "", @progbits

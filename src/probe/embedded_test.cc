@@ -19,7 +19,9 @@ T ReadAt(std::span<const std::byte> image, std::size_t offset) {
   return value;
 }
 
-TEST_CASE("probe image: a small static ELF64 for x86-64 whose segments lie at 1 MiB and inside the file") {
+TEST_CASE(
+    "probe image: a small static ELF64 for x86-64 whose segments lie at 1 MiB and inside the "
+    "file") {
   const std::span<const std::byte> image = ProbeImage();
   CHECK(image.size() < 64 * 1024 + 4096);
   const auto header = ReadAt<Elf64_Ehdr>(image, 0);
@@ -39,7 +41,8 @@ TEST_CASE("probe image: a small static ELF64 for x86-64 whose segments lie at 1 
     CHECK(segment.p_paddr >= 0x100000);
     CHECK(segment.p_paddr + segment.p_memsz <= 0x400000);
     CHECK(segment.p_paddr == segment.p_vaddr);
-    entry_inside = entry_inside || (header.e_entry >= segment.p_paddr && header.e_entry < segment.p_paddr + segment.p_filesz);
+    entry_inside = entry_inside || (header.e_entry >= segment.p_paddr &&
+                                    header.e_entry < segment.p_paddr + segment.p_filesz);
   }
   CHECK(loads == 2);
   CHECK(entry_inside);

@@ -24,11 +24,11 @@ ProbePvhEntry:
     cld
     // The tables live in .bss, which the loader has zeroed. The first 4 MiB hold the whole image; everything else is mapped
     // when it is first used (paging.h), so that starting costs a handful of instructions rather than thousands of stores.
-    movl $(kPageTableRoot), %eax
-    movl $(kPageTablePdpt + 3), (%eax)
-    movl $(kPageTablePd + 3), kPageTablePdpt
-    movl $0x83, kPageTablePd
-    movl $0x200083, kPageTablePd + 8
+    movl $(g_page_table_root), %eax
+    movl $(g_page_table_pdpt + 3), (%eax)
+    movl $(g_page_table_pd + 3), g_page_table_pdpt
+    movl $0x83, g_page_table_pd
+    movl $0x200083, g_page_table_pd + 8
     movl %eax, %cr3
     movl $1, %edi                       // BootProtocol::kPvh
     movl %ebx, %esi
@@ -67,18 +67,18 @@ ProbeLongMode:
 ProbeLinux64Entry:
     cli
     cld
-    movl $kPageTablePdpt + 3, %eax
-    movq %rax, kPageTableRoot
-    movl $kPageTablePd + 3, %eax
-    movq %rax, kPageTablePdpt
-    movq $0x83, kPageTablePd
-    movq $0x200083, kPageTablePd + 8
+    movl $g_page_table_pdpt + 3, %eax
+    movq %rax, g_page_table_root
+    movl $g_page_table_pd + 3, %eax
+    movq %rax, g_page_table_pdpt
+    movq $0x83, g_page_table_pd
+    movq $0x200083, g_page_table_pd + 8
     movl $BootStackTop, %esp
     lgdt GdtPointer
     pushq $CODE64
     pushq $1f
     lretq
-1:  movl $kPageTableRoot, %eax
+1:  movl $g_page_table_root, %eax
     movq %rax, %cr3
     movl $DATA, %eax
     movl %eax, %ds
@@ -113,7 +113,7 @@ ApProtectedMode:
     movl %eax, %ds
     movl %eax, %es
     movl %eax, %ss
-    movl $kPageTableRoot, %eax
+    movl $g_page_table_root, %eax
     movl %eax, %cr3
     movl $ApLongMode, %ebp
     jmp EnterLongMode
@@ -130,8 +130,8 @@ ApLongMode:
 // ------------------------------------------------------------------------------------------------
 // Interrupts. A stub is a call, 8 bytes apart from the next: the return address it leaves tells the vector.
     .align 8
-    .globl kInterruptStubs
-kInterruptStubs:
+    .globl g_interrupt_stubs
+g_interrupt_stubs:
     .rept 256
     call InterruptCommon
     .align 8
@@ -177,10 +177,10 @@ GdtPointer:
 
     .section .bss.tables, "aw", @nobits
     .align 4096
-    .globl kPageTableRoot, kPageTablePdpt, kPageTablePd
-kPageTableRoot: .skip 4096
-kPageTablePdpt: .skip 4096
-kPageTablePd:   .skip 4096
+    .globl g_page_table_root, g_page_table_pdpt, g_page_table_pd
+g_page_table_root: .skip 4096
+g_page_table_pdpt: .skip 4096
+g_page_table_pd:   .skip 4096
     .align 16
     .skip 16384
 BootStackTop:

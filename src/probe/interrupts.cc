@@ -6,12 +6,13 @@
 #include "src/probe/paging.h"
 #include "src/probe/report.h"
 
-extern "C" char kInterruptStubs[];
+extern "C" char g_interrupt_stubs[];
 
 namespace postern::probe {
 namespace {
 
-// Local APIC registers by their xAPIC offset; the x2APIC MSR is 0x800 + offset / 16 (Intel SDM volume 3, 11.12.1).
+// Local APIC registers by their xAPIC offset; the x2APIC MSR is 0x800 + offset / 16 (Intel SDM
+// volume 3, 11.12.1).
 constexpr uint32_t kApicId = 0x020;
 constexpr uint32_t kTaskPriority = 0x080;
 constexpr uint32_t kEndOfInterrupt = 0x0b0;
@@ -40,15 +41,16 @@ constexpr uint64_t kApicBaseX2 = 1U << 10;
 constexpr uint32_t kMsrTscDeadline = 0x6e0;
 constexpr uint32_t kX2ApicBase = 0x800;
 
-// What InterruptCommon in entry.S leaves on the stack, and below it what the processor pushed: {rip, ...}, or for some
-// exceptions {error code, rip, ...}.
+// What InterruptCommon in entry.S leaves on the stack, and below it what the processor pushed:
+// {rip, ...}, or for some exceptions {error code, rip, ...}.
 struct InterruptFrame {
   uint64_t r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax;
   uint64_t stub_return;
   uint64_t pushed[2];
 };
 constexpr uint64_t kStubSize = 8;
-constexpr uint32_t kVectorsWithErrorCode = 1U << 8 | 0x1fU << 10 | 1U << 17 | 1U << 21 | 1U << 29 | 1U << 30;
+constexpr uint32_t kVectorsWithErrorCode =
+    1U << 8 | 0x1fU << 10 | 1U << 17 | 1U << 21 | 1U << 29 | 1U << 30;
 
 struct Gate {
   uint64_t low, high;
@@ -73,7 +75,8 @@ uint64_t g_timer_khz;  // of the counting timer, after the divider
 uint8_t g_next_vector = kFirstDeviceVector;
 
 uint32_t ReadApic(uint32_t offset) {
-  return g_x2apic ? static_cast<uint32_t>(ReadMsr(kX2ApicBase + offset / 16)) : Read32(g_lapic + offset);
+  return g_x2apic ? static_cast<uint32_t>(ReadMsr(kX2ApicBase + offset / 16))
+                  : Read32(g_lapic + offset);
 }
 
 void WriteApic(uint32_t offset, uint32_t value) {
@@ -91,13 +94,16 @@ void WriteCommand(uint32_t apic_id, uint32_t command) {
   }
   Write32(g_lapic + kInterruptCommandHigh, apic_id << 24);
   Write32(g_lapic + kInterruptCommand, command);
-  for (int i = 0; i < 1000 && (Read32(g_lapic + kInterruptCommand) & kDeliveryPending) != 0; ++i) Pause();
+  for (int i = 0; i < 1000 && (Read32(g_lapic + kInterruptCommand) & kDeliveryPending) != 0; ++i)
+    Pause();
 }
 
 void OpenGate(uint8_t vector) {
-  const uint64_t target = reinterpret_cast<uint64_t>(kInterruptStubs) + uint64_t{vector} * kStubSize;
+  const uint64_t target =
+      reinterpret_cast<uint64_t>(g_interrupt_stubs) + uint64_t{vector} * kStubSize;
   // A present 64-bit interrupt gate to the code segment (Intel SDM volume 3, 6.14.1).
-  g_idt[vector].low = (target & 0xffff) | uint64_t{0x08} << 16 | uint64_t{0x8e00} << 32 | (target >> 16 & 0xffff) << 48;
+  g_idt[vector].low = (target & 0xffff) | uint64_t{0x08} << 16 | uint64_t{0x8e00} << 32 |
+                      (target >> 16 & 0xffff) << 48;
   g_idt[vector].high = target >> 32;
 }
 
@@ -172,10 +178,12 @@ bool FindPin(uint32_t gsi, uint64_t& base, uint32_t& index) {
 }  // namespace
 
 extern "C" void OnInterrupt(const InterruptFrame* frame) {
-  const auto vector = static_cast<uint8_t>((frame->stub_return - reinterpret_cast<uint64_t>(kInterruptStubs)) / kStubSize);
+  const auto vector = static_cast<uint8_t>(
+      (frame->stub_return - reinterpret_cast<uint64_t>(g_interrupt_stubs)) / kStubSize);
   if (vector < 32) {
     const bool has_error = (kVectorsWithErrorCode >> vector & 1) != 0;
-    ReportException(vector, has_error ? frame->pushed[0] : 0, frame->pushed[has_error ? 1 : 0], ReadCr2());
+    ReportException(vector, has_error ? frame->pushed[0] : 0, frame->pushed[has_error ? 1 : 0],
+                    ReadCr2());
   }
   g_counts[vector] = g_counts[vector] + 1;
   const Hook& hook = g_hooks[vector];
@@ -203,9 +211,15 @@ void InitApInterrupts() {
   EnableLocalApic();
 }
 
-bool HasX2Apic() { return g_x2apic; }
-uint32_t LocalApicId() { return g_x2apic ? ReadApic(kApicId) : ReadApic(kApicId) >> 24; }
-uint32_t InterruptCount(uint8_t vector) { return g_counts[vector]; }
+bool HasX2Apic() {
+  return g_x2apic;
+}
+uint32_t LocalApicId() {
+  return g_x2apic ? ReadApic(kApicId) : ReadApic(kApicId) >> 24;
+}
+uint32_t InterruptCount(uint8_t vector) {
+  return g_counts[vector];
+}
 
 void SetInterruptHook(uint8_t vector, InterruptHook hook, void* context) {
   g_hooks[vector].function = nullptr;
@@ -223,18 +237,30 @@ uint8_t AllocateVector() {
   return vector;
 }
 
-uint8_t VectorMark() { return g_next_vector; }
-void ReleaseVectors(uint8_t mark) { g_next_vector = mark; }
+uint8_t VectorMark() {
+  return g_next_vector;
+}
+void ReleaseVectors(uint8_t mark) {
+  g_next_vector = mark;
+}
 
 void OpenAllVectors() {
   for (unsigned vector = 32; vector < 256; ++vector) OpenGate(static_cast<uint8_t>(vector));
 }
 
-MsiMessage MessageFor(uint8_t vector) { return {0xfee00000 | uint64_t{LocalApicId() & 0xff} << 12, vector}; }
+MsiMessage MessageFor(uint8_t vector) {
+  return {0xfee00000 | uint64_t{LocalApicId() & 0xff} << 12, vector};
+}
 
-void SendIpi(uint32_t apic_id, uint8_t vector) { WriteCommand(apic_id, kLevelAssert | vector); }
-void SendInit(uint32_t apic_id) { WriteCommand(apic_id, kLevelAssert | kDeliveryInit); }
-void SendStartup(uint32_t apic_id, uint8_t page) { WriteCommand(apic_id, kLevelAssert | kDeliveryStartup | page); }
+void SendIpi(uint32_t apic_id, uint8_t vector) {
+  WriteCommand(apic_id, kLevelAssert | vector);
+}
+void SendInit(uint32_t apic_id) {
+  WriteCommand(apic_id, kLevelAssert | kDeliveryInit);
+}
+void SendStartup(uint32_t apic_id, uint8_t page) {
+  WriteCommand(apic_id, kLevelAssert | kDeliveryStartup | page);
+}
 
 bool RouteGsi(uint32_t gsi, uint8_t vector, bool level, bool active_low) {
   uint64_t base = 0;
@@ -252,7 +278,9 @@ void MaskGsi(uint32_t gsi) {
   if (FindPin(gsi, base, index)) WriteIoApic(base, index, kLvtMasked);
 }
 
-bool HasTscDeadline() { return g_tsc_deadline; }
+bool HasTscDeadline() {
+  return g_tsc_deadline;
+}
 
 void ArmTimer(uint64_t deadline) {
   if (g_tsc_deadline) {

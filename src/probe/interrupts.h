@@ -1,4 +1,5 @@
-// Interrupts: the IDT, the local APIC in either of its faces, vectors, the timer, I/O APIC pins, and waiting with a limit.
+// Interrupts: the IDT, the local APIC in either of its faces, vectors, the timer, I/O APIC pins,
+// and waiting with a limit.
 #pragma once
 
 #include <cstdint>
@@ -21,14 +22,16 @@ void InitApInterrupts();
 
 bool HasX2Apic();
 uint32_t LocalApicId();
-// Distinguishes an exception in the program from an interrupt nobody asked for: counts every vector, on any processor.
+// Distinguishes an exception in the program from an interrupt nobody asked for: counts every
+// vector, on any processor.
 uint32_t InterruptCount(uint8_t vector);
 
 // Runs in the interrupt, before its end is signalled.
 using InterruptHook = void (*)(void* context);
 void SetInterruptHook(uint8_t vector, InterruptHook hook, void* context);
 
-// Vectors are handed out in order and given back by returning to a mark; the last one is shared when they run out.
+// Vectors are handed out in order and given back by returning to a mark; the last one is shared
+// when they run out.
 uint8_t AllocateVector();
 uint8_t VectorMark();
 void ReleaseVectors(uint8_t mark);
@@ -54,8 +57,8 @@ bool HasTscDeadline();
 void ArmTimer(uint64_t deadline);
 void StopTimer();
 
-// Sleeps until `done()` or until the time is over; returns what `done()` said last. Wakes every 10 ms, so that a lost interrupt
-// shows as a missing count rather than as a lost test.
+// Sleeps until `done()` or until the time is over; returns what `done()` said last. Wakes every 10
+// ms, so that a lost interrupt shows as a missing count rather than as a lost test.
 template <typename Done>
 bool WaitFor(uint64_t micros, Done done) {
   const uint64_t deadline = ReadTsc() + CyclesOf(micros);

@@ -13,8 +13,8 @@ constexpr uint16_t kScratchPort = 0x80;
 
 void PrintLoop(std::string_view name, uint64_t ops, uint64_t cycles) {
   Line line;
-  line.Add(name).Add(" ops=").Dec(ops).Add(" cycles=").Dec(cycles).Add(" us=").Dec(MicrosOf(cycles));
-  Print(line.Add(" ns_per_op=").Dec(MicrosOf(cycles * 1000) / ops));
+  line.Put(name, " ops=", ops, " cycles=", cycles, " us=", MicrosOf(cycles));
+  Print(line.Put(" ns_per_op=", MicrosOf(cycles * 1000) / (ops == 0 ? 1 : ops)));
 }
 
 }  // namespace

@@ -22,7 +22,8 @@ inline constexpr size_t kMinFrame = 60;
 inline constexpr size_t kMaxFrame = 1514;
 inline constexpr uint16_t kTypeIpv4 = 0x0800;
 inline constexpr uint16_t kTypeArp = 0x0806;
-inline constexpr uint16_t kTypeExperiment = 0x88b5;  // IEEE Std 802 local experimental: nobody answers it
+inline constexpr uint16_t kTypeExperiment =
+    0x88b5;  // IEEE Std 802 local experimental: nobody answers it
 
 inline void Put16(uint8_t* at, uint16_t value) {
   at[0] = static_cast<uint8_t>(value >> 8);
@@ -32,12 +33,17 @@ inline void Put32(uint8_t* at, uint32_t value) {
   Put16(at, static_cast<uint16_t>(value >> 16));
   Put16(at + 2, static_cast<uint16_t>(value));
 }
-inline uint16_t Get16(const uint8_t* at) { return static_cast<uint16_t>(at[0] << 8 | at[1]); }
-inline uint32_t Get32(const uint8_t* at) { return uint32_t{Get16(at)} << 16 | Get16(at + 2); }
+inline uint16_t Get16(const uint8_t* at) {
+  return static_cast<uint16_t>(at[0] << 8 | at[1]);
+}
+inline uint32_t Get32(const uint8_t* at) {
+  return uint32_t{Get16(at)} << 16 | Get16(at + 2);
+}
 
 // RFC 1071. Over bytes that contain a right checksum the result is 0.
 inline uint16_t InternetChecksum(std::span<const uint8_t> bytes) {
-  // The sum is the same in any byte order, so four bytes are taken at a time and swapped once at the end.
+  // The sum is the same in any byte order, so four bytes are taken at a time and swapped once at
+  // the end.
   uint64_t sum = 0;
   size_t at = 0;
   for (; at + 4 <= bytes.size(); at += 4) {
@@ -58,7 +64,8 @@ inline void PutEthernet(uint8_t* frame, const Mac& to, const Mac& from, uint16_t
 }
 
 // RFC 826. operation 1: request, 2: reply. Returns the frame's size.
-inline size_t MakeArp(uint8_t* frame, uint16_t operation, const Mac& from, uint32_t from_ip, const Mac& to, uint32_t to_ip) {
+inline size_t MakeArp(uint8_t* frame, uint16_t operation, const Mac& from, uint32_t from_ip,
+                      const Mac& to, uint32_t to_ip) {
   PutEthernet(frame, operation == 1 ? kBroadcast : to, from, kTypeArp);
   uint8_t* arp = frame + kEthernetSize;
   Put16(arp, 1);
@@ -96,8 +103,10 @@ inline bool ParseArp(std::span<const uint8_t> frame, ArpView& view) {
   return true;
 }
 
-// An echo request; the payload (`size` bytes behind the headers) must already be in the frame. Returns the frame's size.
-inline size_t MakeEcho(uint8_t* frame, const Mac& to, const Mac& from, uint32_t from_ip, uint32_t to_ip, uint16_t sequence, size_t size) {
+// An echo request; the payload (`size` bytes behind the headers) must already be in the frame.
+// Returns the frame's size.
+inline size_t MakeEcho(uint8_t* frame, const Mac& to, const Mac& from, uint32_t from_ip,
+                       uint32_t to_ip, uint16_t sequence, size_t size) {
   PutEthernet(frame, to, from, kTypeIpv4);
   uint8_t* ip = frame + kEthernetSize;
   uint8_t* icmp = ip + kIpSize;
@@ -120,14 +129,18 @@ inline size_t MakeEcho(uint8_t* frame, const Mac& to, const Mac& from, uint32_t 
   return kEthernetSize + kIpSize + kIcmpSize + size;
 }
 
-// The payload of the echo reply with this sequence number from `from_ip`; empty if the frame is something else. A reply that
-// is damaged is reported by `damaged`.
-inline std::span<const uint8_t> ParseEchoReply(std::span<const uint8_t> frame, uint32_t from_ip, uint16_t sequence, bool& damaged) {
+// The payload of the echo reply with this sequence number from `from_ip`; empty if the frame is
+// something else. A reply that is damaged is reported by `damaged`.
+inline std::span<const uint8_t> ParseEchoReply(std::span<const uint8_t> frame, uint32_t from_ip,
+                                               uint16_t sequence, bool& damaged) {
   damaged = false;
-  if (frame.size() < kEthernetSize + kIpSize + kIcmpSize || Get16(frame.data() + 12) != kTypeIpv4) return {};
+  if (frame.size() < kEthernetSize + kIpSize + kIcmpSize || Get16(frame.data() + 12) != kTypeIpv4)
+    return {};
   const uint8_t* ip = frame.data() + kEthernetSize;
   const size_t total = Get16(ip + 2);
-  if (ip[0] != 0x45 || ip[9] != 1 || Get32(ip + 12) != from_ip || total < kIpSize + kIcmpSize || total > frame.size() - kEthernetSize) return {};
+  if (ip[0] != 0x45 || ip[9] != 1 || Get32(ip + 12) != from_ip || total < kIpSize + kIcmpSize ||
+      total > frame.size() - kEthernetSize)
+    return {};
   const uint8_t* icmp = ip + kIpSize;
   const size_t icmp_size = total - kIpSize;
   if (icmp[0] != 0 || Get16(icmp + 4) != 0x5054 || Get16(icmp + 6) != sequence) return {};

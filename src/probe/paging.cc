@@ -4,7 +4,7 @@
 
 #include "src/probe/x86.h"
 
-extern "C" uint64_t kPageTableRoot[512];
+extern "C" uint64_t g_page_table_root[512];
 
 namespace postern::probe {
 namespace {
@@ -34,7 +34,7 @@ void MapPhysical(uint64_t address, uint64_t size, Caching caching) {
   if (size == 0 || address >= kAddressLimit || size > kAddressLimit - address) return;
   const uint64_t last = address + size - 1;
   for (uint64_t page = address & ~(kLargePageSize - 1); page <= last; page += kLargePageSize) {
-    uint64_t* const pdpt = Descend(kPageTableRoot, page >> 39);
+    uint64_t* const pdpt = Descend(g_page_table_root, page >> 39);
     if (pdpt == nullptr) return;
     uint64_t* const pd = Descend(pdpt, (page >> 30) & 511);
     if (pd == nullptr) return;

@@ -29,7 +29,7 @@ void SizeBars(PciFunction& function) {
   Write16(command, static_cast<uint16_t>(before & ~0x3));
   const unsigned count = function.header_type == 0 ? 6 : 2;
   for (unsigned i = 0; i < count; ++i) {
-    const uint64_t reg = function.config + kBarOffset + 4 * i;
+    const uint64_t reg = function.config + kBarOffset + uint64_t{4} * i;
     const uint32_t low = Read32(reg);
     Write32(reg, 0xffffffff);
     const uint32_t low_mask = Read32(reg);
@@ -61,7 +61,8 @@ void SizeBars(PciFunction& function) {
 
 bool AddFunction(uint16_t bdf) {
   const Acpi& acpi = AcpiInfo();
-  const uint64_t config = acpi.ecam + (uint64_t{bdf} - (uint64_t{acpi.first_bus} << 8)) * kConfigPage;
+  const uint64_t config =
+      acpi.ecam + (uint64_t{bdf} - (uint64_t{acpi.first_bus} << 8)) * kConfigPage;
   const uint32_t id = Read32(config);
   if ((id & 0xffff) == 0xffff || (id & 0xffff) == 0) return false;
   if (g_function_count == kMaxFunctions) return false;
@@ -92,7 +93,7 @@ void InitPci() {
   const Acpi& acpi = AcpiInfo();
   if (acpi.ecam == 0) return;
   // Only bus 0 is always there; others are reached when a bridge names them.
-  MapPhysical(acpi.ecam, 32 * 8 * kConfigPage, Caching::kDevice);
+  MapPhysical(acpi.ecam, uint64_t{32} * 8 * kConfigPage, Caching::kDevice);
   uint8_t buses[8] = {acpi.first_bus};
   size_t bus_count = 1;
   for (size_t b = 0; b < bus_count; ++b) {
@@ -107,8 +108,9 @@ void InitPci() {
         const uint8_t secondary = found.header_type == 1 ? Read8(found.config + 0x19) : 0;
         if (secondary > buses[b] && secondary <= acpi.last_bus && bus_count < sizeof(buses)) {
           buses[bus_count++] = secondary;
-          MapPhysical(acpi.ecam + (uint64_t{secondary} - acpi.first_bus) * 256 * kConfigPage, 256 * kConfigPage,
-                      Caching::kDevice);
+          MapPhysical(
+              acpi.ecam + (uint64_t{secondary} - acpi.first_bus) * uint64_t{256} * kConfigPage,
+              uint64_t{256} * kConfigPage, Caching::kDevice);
         }
         if (function == 0 && (Read8(found.config + 0x0e) & 0x80) == 0) break;
       }
@@ -116,8 +118,12 @@ void InitPci() {
   }
 }
 
-size_t PciFunctionCount() { return g_function_count; }
-PciFunction& PciFunctionAt(size_t index) { return g_functions[index]; }
+size_t PciFunctionCount() {
+  return g_function_count;
+}
+PciFunction& PciFunctionAt(size_t index) {
+  return g_functions[index];
+}
 
 void AddBdf(Line& line, uint16_t bdf) {
   line.Add("0000:").Hex(bdf >> 8, 2).Add(':').Hex(bdf >> 3 & 0x1f, 2).Add('.').Hex(bdf & 7);
@@ -125,7 +131,8 @@ void AddBdf(Line& line, uint16_t bdf) {
 
 uint8_t FindCapability(const PciFunction& function, uint8_t id, uint8_t after) {
   if (after == 0 && (Read16(function.config + 6) & kStatusHasCapabilities) == 0) return 0;
-  auto at = static_cast<uint8_t>(Read8(function.config + (after == 0 ? kCapabilityPointer : uint64_t{after} + 1)) & 0xfc);
+  auto at = static_cast<uint8_t>(
+      Read8(function.config + (after == 0 ? kCapabilityPointer : uint64_t{after} + 1)) & 0xfc);
   // 192 bytes of 4-byte units: a list that is longer goes in circles.
   for (int i = 0; at >= 0x40 && i < 48; ++i) {
     const uint16_t head = Read16(function.config + at);
@@ -137,8 +144,8 @@ uint8_t FindCapability(const PciFunction& function, uint8_t id, uint8_t after) {
 
 void EnablePci(const PciFunction& function) {
   const uint64_t command = function.config + kPciCommand;
-  Write16(command,
-          static_cast<uint16_t>(Read16(command) | kPciCommandMemory | kPciCommandMaster | kPciCommandNoIntx));
+  Write16(command, static_cast<uint16_t>(Read16(command) | kPciCommandMemory | kPciCommandMaster |
+                                         kPciCommandNoIntx));
 }
 
 uint64_t BarAddress(const PciFunction& function, unsigned index) {
@@ -161,14 +168,16 @@ bool Msix::Open(const PciFunction& function) {
   const uint32_t table = Read32(function.config + function.msix + 4);
   const uint32_t pba = Read32(function.config + function.msix + 8);
   table_ = MapBar(function, table & 7, table & ~uint32_t{7}, size_ * kMsixEntrySize);
-  pba_ = MapBar(function, pba & 7, pba & ~uint32_t{7}, (size_ + 63) / 64 * 8);
+  pba_ = MapBar(function, pba & 7, pba & ~uint32_t{7}, uint64_t{(size_ + 63) / 64} * 8);
   if (table_ == 0 || pba_ == 0) return false;
   for (unsigned i = 0; i < size_; ++i) Mask(i, true);
   SetControl(kMsixEnable);
   return true;
 }
 
-void Msix::SetControl(uint16_t value) const { Write16(control_, value); }
+void Msix::SetControl(uint16_t value) const {
+  Write16(control_, value);
+}
 
 void Msix::Set(unsigned entry, uint8_t vector) {
   const MsiMessage message = MessageFor(vector);
@@ -180,11 +189,17 @@ void Msix::Set(unsigned entry, uint8_t vector) {
   Write32(at + kMsixEntryControl, 0);
 }
 
-void Msix::Mask(unsigned entry, bool masked) { Write32(table_ + entry * kMsixEntrySize + kMsixEntryControl, masked ? 1 : 0); }
+void Msix::Mask(unsigned entry, bool masked) {
+  Write32(table_ + entry * kMsixEntrySize + kMsixEntryControl, masked ? 1 : 0);
+}
 
-bool Msix::Pending(unsigned entry) const { return (Read64(pba_ + entry / 64 * 8) >> (entry % 64) & 1) != 0; }
+bool Msix::Pending(unsigned entry) const {
+  return (Read64(pba_ + uint64_t{entry / 64} * 8) >> (entry % 64) & 1) != 0;
+}
 
-void Msix::MaskAll(bool masked) { SetControl(masked ? kMsixEnable | kMsixFunctionMask : kMsixEnable); }
+void Msix::MaskAll(bool masked) {
+  SetControl(masked ? kMsixEnable | kMsixFunctionMask : kMsixEnable);
+}
 
 void Msix::Close() {
   if (control_ != 0) SetControl(0);

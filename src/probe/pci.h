@@ -33,7 +33,8 @@ struct PciFunction {
   uint8_t msix;  // offset of the MSI-X capability, 0: none
 };
 
-// Scans every bus behind the ECAM window, sizes all BARs (with decoding off, as PCI 3.0 6.2.5.1 asks), leaves addresses as they were.
+// Scans every bus behind the ECAM window, sizes all BARs (with decoding off, as PCI 3.0 6.2.5.1
+// asks), leaves addresses as they were.
 void InitPci();
 size_t PciFunctionCount();
 PciFunction& PciFunctionAt(size_t index);

@@ -15,9 +15,12 @@
 namespace postern::probe {
 namespace {
 
-// ------------------------------------------------------------------------------------------------ text
+// ------------------------------------------------------------------------------------------------
+// text
 
-std::string Text(const Line& line) { return std::string(line.view()); }
+std::string Text(const Line& line) {
+  return std::string(line.view());
+}
 
 TEST_CASE("line: numbers in every form, columns, and no byte beyond its capacity") {
   CHECK(Text(Line().Dec(0)) == "0");
@@ -46,10 +49,12 @@ TEST_CASE("numbers: decimal and hexadecimal, whole, within 64 bits") {
     bool good;
     uint64_t value;
   };
-  for (const Row& row : {Row{"0", true, 0}, Row{"18446744073709551615", true, ~uint64_t{0}}, Row{"18446744073709551616", false, 0},
-                         Row{"0x10", true, 16}, Row{"0XfF", true, 255}, Row{"0xffffffffffffffff", true, ~uint64_t{0}},
-                         Row{"0x1ffffffffffffffff", false, 0}, Row{"", false, 0}, Row{"0x", false, 0}, Row{"12a", false, 0},
-                         Row{"-1", false, 0}, Row{" 1", false, 0}, Row{"a", false, 0}}) {
+  for (const Row& row :
+       {Row{"0", true, 0}, Row{"18446744073709551615", true, ~uint64_t{0}},
+        Row{"18446744073709551616", false, 0}, Row{"0x10", true, 16}, Row{"0XfF", true, 255},
+        Row{"0xffffffffffffffff", true, ~uint64_t{0}}, Row{"0x1ffffffffffffffff", false, 0},
+        Row{"", false, 0}, Row{"0x", false, 0}, Row{"12a", false, 0}, Row{"-1", false, 0},
+        Row{" 1", false, 0}, Row{"a", false, 0}}) {
     CAPTURE(row.text);
     uint64_t value = 77;
     CHECK(ParseNumber(row.text, value) == row.good);
@@ -63,7 +68,8 @@ TEST_CASE("IPv4 addresses: four octets and nothing else") {
   CHECK(address == 0x0a000201);
   CHECK(ParseIpv4("255.255.255.255", address));
   CHECK(address == 0xffffffff);
-  for (std::string_view bad : {"", "10.0.2", "10.0.2.1.5", "10.0.2.256", "10..2.1", "10.0.2.1x", "10.0.2.", ".0.2.1", "10.0.2.0001"}) {
+  for (std::string_view bad : {"", "10.0.2", "10.0.2.1.5", "10.0.2.256", "10..2.1", "10.0.2.1x",
+                               "10.0.2.", ".0.2.1", "10.0.2.0001"}) {
     CAPTURE(bad);
     address = 7;
     CHECK_FALSE(ParseIpv4(bad, address));
@@ -71,7 +77,8 @@ TEST_CASE("IPv4 addresses: four octets and nothing else") {
   }
 }
 
-// ------------------------------------------------------------------------------------------------ command line
+// ------------------------------------------------------------------------------------------------
+// command line
 
 TEST_CASE("command line: defaults, every parameter, and words of others") {
   Options options;
@@ -82,9 +89,11 @@ TEST_CASE("command line: defaults, every parameter, and words of others") {
   CHECK(options.vsock_port == 1234);
   CHECK(options.unknown.empty());
 
-  ParseCommandLine("console=hvc0  probe.mode=blkbench probe.ops=500 probe.qd=8 quiet probe.size=64 probe.seed=0x10 probe.ip=1.2.3.4 "
-                   "probe.peer=none probe.vsock=99 probe.require=blk,net",
-                   options);
+  ParseCommandLine(
+      "console=hvc0  probe.mode=blkbench probe.ops=500 probe.qd=8 quiet probe.size=64 "
+      "probe.seed=0x10 probe.ip=1.2.3.4 "
+      "probe.peer=none probe.vsock=99 probe.require=blk,net",
+      options);
   CHECK(options.unknown.empty());
   CHECK(options.mode == Mode::kBlkBench);
   CHECK(options.ops == 500);
@@ -106,9 +115,11 @@ TEST_CASE("command line: every mode by its name") {
     std::string_view text;
     Mode mode;
   };
-  for (const Row& row : {Row{"probe.mode=table", Mode::kTable}, Row{"probe.mode=blkbench", Mode::kBlkBench},
-                         Row{"probe.mode=netbench", Mode::kNetBench}, Row{"probe.mode=exit", Mode::kExit}, Row{"probe.mode=pio", Mode::kPio},
-                         Row{"probe.mode=mmio", Mode::kMmio}, Row{"probe.mode=hostile", Mode::kHostile}}) {
+  for (const Row& row :
+       {Row{"probe.mode=table", Mode::kTable}, Row{"probe.mode=blkbench", Mode::kBlkBench},
+        Row{"probe.mode=netbench", Mode::kNetBench}, Row{"probe.mode=exit", Mode::kExit},
+        Row{"probe.mode=pio", Mode::kPio}, Row{"probe.mode=mmio", Mode::kMmio},
+        Row{"probe.mode=hostile", Mode::kHostile}}) {
     CAPTURE(row.text);
     Options options;
     ParseCommandLine(row.text, options);
@@ -118,12 +129,16 @@ TEST_CASE("command line: every mode by its name") {
 }
 
 TEST_CASE("command line: the first word of ours that makes no sense is kept") {
-  for (std::string_view bad : {"probe.mode=fast", "probe.ops=0", "probe.ops=x", "probe.qd=0", "probe.size=1473", "probe.ip=1.2.3", "probe.what=1",
-                               "probe.", "probe.vsock=4294967296", "virtio_mmio.device=512", "virtio_mmio.device=512@0xfeb00000",
-                               "virtio_mmio.device=16@0xfeb00000:5", "virtio_mmio.device=512@0xfeb00001:5", "virtio_mmio.device=512@0xfeb00000:65536"}) {
+  for (std::string_view bad :
+       {"probe.mode=fast", "probe.ops=0", "probe.ops=x", "probe.qd=0", "probe.size=1473",
+        "probe.ip=1.2.3", "probe.what=1", "probe.", "probe.vsock=4294967296",
+        "virtio_mmio.device=512", "virtio_mmio.device=512@0xfeb00000",
+        "virtio_mmio.device=16@0xfeb00000:5", "virtio_mmio.device=512@0xfeb00001:5",
+        "virtio_mmio.device=512@0xfeb00000:65536"}) {
     CAPTURE(bad);
     Options options;
-    ParseCommandLine(std::string("probe.seed=3 ") + std::string(bad) + " probe.nonsense=1", options);
+    ParseCommandLine(std::string("probe.seed=3 ") + std::string(bad) + " probe.nonsense=1",
+                     options);
     // A fresh string went out of scope: only the length may be looked at.
     CHECK(options.unknown.size() == bad.size());
   }
@@ -131,7 +146,8 @@ TEST_CASE("command line: the first word of ours that makes no sense is kept") {
 
 TEST_CASE("command line: virtio-mmio devices as Linux spells them") {
   Options options;
-  ParseCommandLine("virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=512@0xd0001000:6:3", options);
+  ParseCommandLine("virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=512@0xd0001000:6:3",
+                   options);
   CHECK(options.unknown.empty());
   REQUIRE(options.mmio_count == 2);
   CHECK(options.mmio[0].size == 4096);
@@ -148,15 +164,20 @@ TEST_CASE("command line: virtio-mmio devices as Linux spells them") {
   CHECK_FALSE(full.unknown.empty());
 }
 
-// ------------------------------------------------------------------------------------------------ rings
+// ------------------------------------------------------------------------------------------------
+// rings
 
-TEST_CASE("ring: the event index is passed exactly once, also across the wrap (VIRTIO 1.2 2.7.10)") {
+TEST_CASE(
+    "ring: the event index is passed exactly once, also across the wrap (VIRTIO 1.2 2.7.10)") {
   struct Row {
     uint16_t event, after, before;
     bool passes;
   };
-  for (const Row& row : {Row{0, 1, 0, true}, Row{1, 1, 0, false}, Row{0, 2, 1, false}, Row{5, 6, 0, true}, Row{5, 5, 0, false}, Row{5, 20, 6, false},
-                         Row{0xffff, 0, 0xffff, true}, Row{0xffff, 1, 0, false}, Row{0, 1, 0xffff, true}, Row{0xfffe, 2, 0xfff0, true}, Row{3, 3, 3, false}}) {
+  for (const Row& row :
+       {Row{0, 1, 0, true}, Row{1, 1, 0, false}, Row{0, 2, 1, false}, Row{5, 6, 0, true},
+        Row{5, 5, 0, false}, Row{5, 20, 6, false}, Row{0xffff, 0, 0xffff, true},
+        Row{0xffff, 1, 0, false}, Row{0, 1, 0xffff, true}, Row{0xfffe, 2, 0xfff0, true},
+        Row{3, 3, 3, false}}) {
     CAPTURE(row.event);
     CAPTURE(row.after);
     CAPTURE(row.before);
@@ -178,7 +199,8 @@ TEST_CASE("ring: sizes are powers of two within both limits, areas as in VIRTIO 
   CHECK(RingLayout::AvailEvent(8) == 4 + 64);
 }
 
-// ------------------------------------------------------------------------------------------------ ACPI
+// ------------------------------------------------------------------------------------------------
+// ACPI
 
 TEST_CASE("ACPI: the checksum is the sum of all bytes") {
   std::vector<uint8_t> table = {1, 2, 3, 250};
@@ -196,11 +218,20 @@ TEST_CASE("ACPI: the S5 sleep type in each encoding, and none out of bytes that 
     uint8_t type;
   };
   const std::vector<Row> rows = {
-      {"byte prefix", {0x08, '_', 'S', '5', '_', 0x12, 0x08, 0x04, 0x0a, 0x05, 0x0a, 0x00}, true, 5},
+      {"byte prefix",
+       {0x08, '_', 'S', '5', '_', 0x12, 0x08, 0x04, 0x0a, 0x05, 0x0a, 0x00},
+       true,
+       5},
       {"zero", {0x08, '_', 'S', '5', '_', 0x12, 0x06, 0x04, 0x00, 0x00}, true, 0},
       {"one", {0x08, '_', 'S', '5', '_', 0x12, 0x06, 0x04, 0x01, 0x00}, true, 1},
-      {"two-byte package length", {0x08, '_', 'S', '5', '_', 0x12, 0x48, 0x00, 0x04, 0x0a, 0x07}, true, 7},
-      {"after other bytes", {1, 2, '_', 'S', '5', 0, '_', 'S', '5', '_', 0x12, 0x06, 0x04, 0x0a, 0x03}, true, 3},
+      {"two-byte package length",
+       {0x08, '_', 'S', '5', '_', 0x12, 0x48, 0x00, 0x04, 0x0a, 0x07},
+       true,
+       7},
+      {"after other bytes",
+       {1, 2, '_', 'S', '5', 0, '_', 'S', '5', '_', 0x12, 0x06, 0x04, 0x0a, 0x03},
+       true,
+       3},
       {"too large", {'_', 'S', '5', '_', 0x12, 0x06, 0x04, 0x0a, 0x08}, false, 0},
       {"no package", {'_', 'S', '5', '_', 0x0a, 0x05}, false, 0},
       {"a reference", {'_', 'S', '5', '_', 0x12, 0x06, 0x04, 'A', 'B'}, false, 0},
@@ -219,7 +250,8 @@ TEST_CASE("ACPI: the S5 sleep type in each encoding, and none out of bytes that 
 }
 
 std::vector<uint8_t> MmioDeviceAml(uint32_t address, uint32_t size, uint32_t irq) {
-  std::vector<uint8_t> aml = {0x08, '_', 'H', 'I', 'D', 0x0d, 'L', 'N', 'R', 'O', '0', '0', '0', '5', 0x00, 0x08, '_', 'C', 'R', 'S'};
+  std::vector<uint8_t> aml = {0x08, '_', 'H', 'I', 'D',  0x0d, 'L', 'N', 'R', 'O',
+                              '0',  '0', '0', '5', 0x00, 0x08, '_', 'C', 'R', 'S'};
   const auto put = [&aml](uint32_t value) {
     for (unsigned i = 0; i < 4; ++i) aml.push_back(static_cast<uint8_t>(value >> (8 * i)));
   };
@@ -251,9 +283,11 @@ TEST_CASE("ACPI: virtio-mmio devices of a DSDT, none of which is cut short") {
   }
 }
 
-// ------------------------------------------------------------------------------------------------ packets
+// ------------------------------------------------------------------------------------------------
+// packets
 
-TEST_CASE("internet checksum: RFC 1071's example, odd lengths, and zero over a checksummed header") {
+TEST_CASE(
+    "internet checksum: RFC 1071's example, odd lengths, and zero over a checksummed header") {
   const std::array<uint8_t, 8> example = {0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7};
   CHECK(InternetChecksum(example) == static_cast<uint16_t>(~0xddf2));
   CHECK(InternetChecksum({}) == 0xffff);
@@ -265,7 +299,8 @@ TEST_CASE("internet checksum: RFC 1071's example, odd lengths, and zero over a c
   std::vector<uint8_t> bytes;
   for (unsigned n = 0; n < 70; ++n) {
     uint32_t sum = 0;
-    for (size_t i = 0; i < bytes.size(); ++i) sum += i % 2 == 0 ? uint32_t{bytes[i]} << 8 : bytes[i];
+    for (size_t i = 0; i < bytes.size(); ++i)
+      sum += i % 2 == 0 ? uint32_t{bytes[i]} << 8 : bytes[i];
     while (sum >> 16 != 0) sum = (sum & 0xffff) + (sum >> 16);
     CAPTURE(n);
     CHECK(InternetChecksum(bytes) == static_cast<uint16_t>(~sum));
@@ -295,10 +330,13 @@ TEST_CASE("ARP: what is made can be parsed, what is damaged cannot") {
   CHECK_FALSE(ParseArp(frame, view));
 }
 
-TEST_CASE("ICMP echo: the reply to a request is recognised, its damage is seen, and others are left alone") {
+TEST_CASE(
+    "ICMP echo: the reply to a request is recognised, its damage is seen, and others are left "
+    "alone") {
   constexpr size_t kPayload = 33;
   std::array<uint8_t, 128> frame{};
-  for (size_t i = 0; i < kPayload; ++i) frame[kEthernetSize + kIpSize + kIcmpSize + i] = static_cast<uint8_t>(i * 3);
+  for (size_t i = 0; i < kPayload; ++i)
+    frame[kEthernetSize + kIpSize + kIcmpSize + i] = static_cast<uint8_t>(i * 3);
   const size_t size = MakeEcho(frame.data(), kThem, kUs, 0x0a000202, 0x0a000201, 7, kPayload);
   REQUIRE(size == kEthernetSize + kIpSize + kIcmpSize + kPayload);
   uint8_t* ip = frame.data() + kEthernetSize;

@@ -43,7 +43,8 @@ void Emit(std::string_view bytes) {
   }
   if (g_sink == Sink::kSerial) {
     for (char c : bytes) {
-      for (int i = 0; i < 1000 && (In8(kCom1 + 5) & 0x20) == 0; ++i) Pause();  // transmitter holding register empty
+      for (int i = 0; i < 1000 && (In8(kCom1 + 5) & 0x20) == 0; ++i)
+        Pause();  // transmitter holding register empty
       Out8(kCom1, static_cast<uint8_t>(c));
     }
   } else if (g_sink == Sink::kDebugPort) {
@@ -65,12 +66,14 @@ void OpenOutput(ConsoleWriter writer) {
   if (size != 0) Emit({g_pending, size});
 }
 
-void SuspendOutput() { g_sink = Sink::kPending; }
+void SuspendOutput() {
+  g_sink = Sink::kPending;
+}
 
 void Print(std::string_view line) {
   Line out;
   // The far end may be a terminal in raw mode, which does not add the carriage return.
-  out.Add(line).Add("\r\n");
+  out.Put(line, "\r\n");
   Emit(out.view());
 }
 
@@ -81,7 +84,7 @@ bool Row::Fail(std::string_view reason) {
 
 bool Row::Fail(std::string_view reason, uint64_t number) {
   if (failed()) return false;
-  reason_.Add(reason).Add(' ');
+  reason_.Put(reason, ' ');
   if (number < 100000) {
     reason_.Dec(number);
   } else {
@@ -92,7 +95,10 @@ bool Row::Fail(std::string_view reason, uint64_t number) {
 
 void Row::Finish() {
   Line line;
-  line.Add(name_).PadTo(kAddressColumn).Add(address_.empty() ? "-" : address_.view()).PadTo(kResultColumn);
+  line.Add(name_)
+      .PadTo(kAddressColumn)
+      .Add(address_.empty() ? "-" : address_.view())
+      .PadTo(kResultColumn);
   if (failed()) {
     ++g_tally.failed;
     line.Add("FAILED").PadTo(kTestedColumn).Add(reason_.view());
@@ -106,7 +112,12 @@ void Row::Finish() {
 
 void PrintTableHead() {
   Line line;
-  line.Add("device").PadTo(kAddressColumn).Add("address").PadTo(kResultColumn).Add("result").PadTo(kTestedColumn);
+  line.Add("device")
+      .PadTo(kAddressColumn)
+      .Add("address")
+      .PadTo(kResultColumn)
+      .Add("result")
+      .PadTo(kTestedColumn);
   line.Add("what was tested").PadTo(kFiguresColumn).Add("figures");
   Print(line);
 }
@@ -124,12 +135,14 @@ void ReportAbsent(std::string_view name, bool required) {
   Print(line);
 }
 
-const Tally& Results() { return g_tally; }
+const Tally& Results() {
+  return g_tally;
+}
 
 void ReportException(uint8_t vector, uint64_t error, uint64_t rip, uint64_t address) {
   if (g_sink == Sink::kPending) OpenOutput(nullptr);
   Line line;
-  line.Add("probe: exception ").Dec(vector).Add(" at 0x").Hex(rip).Add(", error 0x").Hex(error);
+  line.Put("probe: exception ", vector, " at 0x").Hex(rip).Add(", error 0x").Hex(error);
   if (vector == 14) line.Add(", address 0x").Hex(address);
   Print(line);
   ResetMachine();

@@ -11,13 +11,15 @@ namespace postern::probe {
 // Takes bytes for the virtio console; false once it no longer works.
 using ConsoleWriter = bool (*)(std::string_view bytes);
 
-// Lines printed before this are kept and come out first. Without a writer they go to COM1 or to the debug port (0xe9),
-// whichever is there.
+// Lines printed before this are kept and come out first. Without a writer they go to COM1 or to the
+// debug port (0xe9), whichever is there.
 void OpenOutput(ConsoleWriter writer);
 // Keeps what is printed, as before the first OpenOutput.
 void SuspendOutput();
 void Print(std::string_view line);
-inline void Print(const Line& line) { Print(line.view()); }
+inline void Print(const Line& line) {
+  Print(line.view());
+}
 
 // One row of the table. Starts as passed; the first failure stays.
 class Row {

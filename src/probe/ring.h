@@ -26,7 +26,8 @@ struct UsedElement {
 inline constexpr uint16_t kAvailNoInterrupt = 1;
 inline constexpr uint16_t kUsedNoNotify = 1;
 
-// Byte offsets within the driver area ("avail") and the device area ("used") of a queue of `size` entries.
+// Byte offsets within the driver area ("avail") and the device area ("used") of a queue of `size`
+// entries.
 struct RingLayout {
   static constexpr size_t kFlags = 0;
   static constexpr size_t kIndex = 2;
@@ -38,7 +39,8 @@ struct RingLayout {
   static constexpr size_t UsedBytes(size_t size) { return AvailEvent(size) + 2; }
 };
 
-// VIRTIO 1.2 2.7.10: the index moved from `before` to `after`; did it pass `event`? All modulo 2^16.
+// VIRTIO 1.2 2.7.10: the index moved from `before` to `after`; did it pass `event`? All modulo
+// 2^16.
 constexpr bool PassesEvent(uint16_t event, uint16_t after, uint16_t before) {
   return static_cast<uint16_t>(after - event - 1) < static_cast<uint16_t>(after - before);
 }

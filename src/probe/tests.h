@@ -1,4 +1,5 @@
-// What is tested, in the order of the table. To add a device: one file with its driver, one line in kTests (tests.cc).
+// What is tested, in the order of the table. To add a device: one file with its driver, one line in
+// kTests (tests.cc).
 #pragma once
 
 #include <cstddef>
@@ -29,7 +30,6 @@ struct Test {
 
 void RunTests();
 
-// machine_tests.cc
 bool TestCpu(Row& row);
 bool TestAcpi(Row& row);
 bool TestTimer(Row& row);
@@ -44,9 +44,11 @@ void TestNet(Transport& transport, Row& row);
 void TestRng(Transport& transport, Row& row);
 void TestVsock(Transport& transport, Row& row);
 
-// Opens the first virtio console for output; nullptr if there is none that works. Its row comes with TestConsole.
+// Opens the first virtio console for output; nullptr if there is none that works. Its row comes
+// with TestConsole.
 ConsoleWriter OpenConsole();
-// Gives the console back to the device's reset state; output is kept until OpenOutput is called again.
+// Gives the console back to the device's reset state; output is kept until OpenOutput is called
+// again.
 void CloseConsole();
 
 // The other modes; each prints its own lines. False: the device it needs is missing or failed.

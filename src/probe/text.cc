@@ -35,7 +35,9 @@ Line& Line::Hex(uint64_t value, unsigned digits) {
   return *this;
 }
 
-Line& Line::Tenths(uint64_t tenths) { return Dec(tenths / 10).Add('.').Dec(tenths % 10); }
+Line& Line::Tenths(uint64_t tenths) {
+  return Dec(tenths / 10).Add('.').Dec(tenths % 10);
+}
 
 Line& Line::PadTo(size_t column) {
   if (size_ != 0 && size_ >= column) Add(' ');
@@ -63,7 +65,9 @@ bool ParseNumber(std::string_view text, uint64_t& value) {
       return false;
     }
     if (digit >= base) return false;
-    if (__builtin_mul_overflow(result, base, &result) || __builtin_add_overflow(result, digit, &result)) return false;
+    if (__builtin_mul_overflow(result, base, &result) ||
+        __builtin_add_overflow(result, digit, &result))
+      return false;
   }
   value = result;
   return true;

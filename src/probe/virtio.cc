@@ -47,8 +47,12 @@ void* Allocate(size_t size, size_t alignment) {
   return g_heap + at;
 }
 
-size_t AllocationMark() { return g_heap_used; }
-void ReleaseAllocations(size_t mark) { g_heap_used = mark; }
+size_t AllocationMark() {
+  return g_heap_used;
+}
+void ReleaseAllocations(size_t mark) {
+  g_heap_used = mark;
+}
 
 uint64_t Transport::ReadConfig64(uint32_t offset) {
   uint64_t value = 0;
@@ -72,9 +76,11 @@ bool Queue::Start(Transport& transport, uint16_t index, uint16_t size, uint64_t 
   used_ = static_cast<uint16_t*>(Allocate(RingLayout::UsedBytes(size_), 4));
   tokens_ = static_cast<uint16_t*>(Allocate(sizeof(uint16_t) * size_));
   counts_ = static_cast<uint16_t*>(Allocate(sizeof(uint16_t) * size_));
-  tables_ = indirect_ ? static_cast<Descriptor*>(Allocate(sizeof(Descriptor) * kMaxSegments * size_)) : nullptr;
-  if (descriptors_ == nullptr || avail_ == nullptr || used_ == nullptr || tokens_ == nullptr || counts_ == nullptr ||
-      (indirect_ && tables_ == nullptr)) {
+  tables_ = indirect_
+                ? static_cast<Descriptor*>(Allocate(sizeof(Descriptor) * kMaxSegments * size_))
+                : nullptr;
+  if (descriptors_ == nullptr || avail_ == nullptr || used_ == nullptr || tokens_ == nullptr ||
+      counts_ == nullptr || (indirect_ && tables_ == nullptr)) {
     return false;
   }
   completions_ = 0;
@@ -102,10 +108,12 @@ void Queue::Empty() {
 bool Queue::Restart() {
   Empty();
   return transport_->EnableQueue(index_, size_, reinterpret_cast<uint64_t>(descriptors_),
-                                 reinterpret_cast<uint64_t>(avail_), reinterpret_cast<uint64_t>(used_));
+                                 reinterpret_cast<uint64_t>(avail_),
+                                 reinterpret_cast<uint64_t>(used_));
 }
 
-bool Queue::Add(std::span<const Segment> readable, std::span<const Segment> writable, uint16_t token) {
+bool Queue::Add(std::span<const Segment> readable, std::span<const Segment> writable,
+                uint16_t token) {
   const size_t total = readable.size() + writable.size();
   const bool use_table = indirect_ && total > 1;
   const size_t needed = use_table ? 1 : total;
@@ -120,7 +128,8 @@ bool Queue::Add(std::span<const Segment> readable, std::span<const Segment> writ
     Descriptor& descriptor = table[at];
     descriptor.address = reinterpret_cast<uint64_t>(segment.data);
     descriptor.length = segment.length;
-    descriptor.flags = static_cast<uint16_t>((from_driver ? 0 : kDescriptorWrite) | (i + 1 < total ? kDescriptorNext : 0));
+    descriptor.flags = static_cast<uint16_t>((from_driver ? 0 : kDescriptorWrite) |
+                                             (i + 1 < total ? kDescriptorNext : 0));
     // In the ring itself the free list already runs through `next`.
     if (use_table) descriptor.next = static_cast<uint16_t>(i + 1);
     at = descriptor.next;
@@ -148,8 +157,9 @@ void Queue::Kick() {
   avail_[RingLayout::kIndex / 2] = avail_index_;
   published_ = avail_index_;
   FullBarrier();  // the index before the question whether a notification is wanted (2.7.13.4.1)
-  const bool wanted = event_idx_ ? PassesEvent(used_[RingLayout::AvailEvent(size_) / 2], avail_index_, before)
-                                 : (used_[RingLayout::kFlags / 2] & kUsedNoNotify) == 0;
+  const bool wanted =
+      event_idx_ ? PassesEvent(used_[RingLayout::AvailEvent(size_) / 2], avail_index_, before)
+                 : (used_[RingLayout::kFlags / 2] & kUsedNoNotify) == 0;
   if (!wanted) return;
   ++notifications_;
   transport_->Notify(index_);
@@ -158,7 +168,9 @@ void Queue::Kick() {
 uint16_t Queue::Pop(uint32_t& length) {
   if (!HasUsed() || broken_) return kNoToken;
   CompilerBarrier();  // the index before the entry
-  const auto* element = reinterpret_cast<const volatile UsedElement*>(used_ + RingLayout::kEntries / 2) + (last_used_ & (size_ - 1));
+  const auto* element =
+      reinterpret_cast<const volatile UsedElement*>(used_ + RingLayout::kEntries / 2) +
+      (last_used_ & (size_ - 1));
   const uint32_t head = element->id;
   length = element->length;
   ++last_used_;
@@ -183,7 +195,8 @@ void Queue::Free(uint16_t head) {
 
 void Queue::AskForInterrupt(bool wanted) {
   if (event_idx_) {
-    // The event index lies just behind what was seen: the next completion passes it. Left alone, none does (2.7.7.1).
+    // The event index lies just behind what was seen: the next completion passes it. Left alone,
+    // none does (2.7.7.1).
     if (wanted) avail_[RingLayout::UsedEvent(size_) / 2] = last_used_;
   } else {
     avail_[RingLayout::kFlags / 2] = wanted ? 0 : kAvailNoInterrupt;
@@ -198,7 +211,8 @@ bool Queue::Wait(uint64_t micros) {
   return result;
 }
 
-bool Queue::Run(std::span<const Segment> readable, std::span<const Segment> writable, uint32_t& length) {
+bool Queue::Run(std::span<const Segment> readable, std::span<const Segment> writable,
+                uint32_t& length) {
   if (!Add(readable, writable, 0)) return false;
   // Asked for before the device is told, so that even an answer within the notification interrupts.
   AskForInterrupt(true);
@@ -214,17 +228,22 @@ bool VirtioDevice::Begin(uint64_t wanted, uint16_t interrupts, Row& row) {
 
   // VIRTIO 1.2 3.1.1, step by step.
   transport_.SetStatus(0);
-  if (!WaitFor(kRequestMicros, [this] { return transport_.Status() == 0; })) return row.Fail("reset: status stays", transport_.Status());
+  if (!WaitFor(kRequestMicros, [this] { return transport_.Status() == 0; }))
+    return row.Fail("reset: status stays", transport_.Status());
   transport_.SetStatus(kStatusAcknowledge);
   transport_.SetStatus(kStatusAcknowledge | kStatusDriver);
   const uint64_t offered = transport_.DeviceFeatures();
   if ((offered & kFeatureVersion1) == 0) return row.Fail("VIRTIO_F_VERSION_1 is not offered");
-  features_ = offered & (wanted | kFeatureVersion1 | kFeatureIndirect | kFeatureEventIdx | kFeatureRingReset);
+  features_ = offered &
+              (wanted | kFeatureVersion1 | kFeatureIndirect | kFeatureEventIdx | kFeatureRingReset);
   transport_.SetDriverFeatures(features_);
   transport_.SetStatus(kStatusAcknowledge | kStatusDriver | kStatusFeaturesOk);
-  if ((transport_.Status() & kStatusFeaturesOk) == 0) return row.Fail("FEATURES_OK refused for features", features_);
-  if (!transport_.ConnectInterrupts(interrupts_)) return row.Fail("no interrupts: MSI-X or I/O APIC pin missing");
-  for (uint16_t i = 0; i < interrupts_; ++i) base_counts_[i] = InterruptCount(transport_.QueueVector(i));
+  if ((transport_.Status() & kStatusFeaturesOk) == 0)
+    return row.Fail("FEATURES_OK refused for features", features_);
+  if (!transport_.ConnectInterrupts(interrupts_))
+    return row.Fail("no interrupts: MSI-X or I/O APIC pin missing");
+  for (uint16_t i = 0; i < interrupts_; ++i)
+    base_counts_[i] = InterruptCount(transport_.QueueVector(i));
   return true;
 }
 
@@ -248,14 +267,18 @@ bool VirtioDevice::DriverOk(Row& row) {
 
 bool VirtioDevice::End(Row& row) {
   for (uint16_t i = 0; i < queue_count_; ++i) {
-    if (queues_[i].broken()) row.Fail("the device used a descriptor it was not given, queue", queues_[i].index());
+    if (queues_[i].broken())
+      row.Fail("the device used a descriptor it was not given, queue", queues_[i].index());
   }
-  if ((transport_.Status() & (kStatusNeedsReset | kStatusFailed)) != 0) row.Fail("the device asks for a reset");
+  if ((transport_.Status() & (kStatusNeedsReset | kStatusFailed)) != 0)
+    row.Fail("the device asks for a reset");
   transport_.SetStatus(0);
-  if (!WaitFor(kRequestMicros, [this] { return transport_.Status() == 0; })) row.Fail("reset: status stays", transport_.Status());
+  if (!WaitFor(kRequestMicros, [this] { return transport_.Status() == 0; }))
+    row.Fail("reset: status stays", transport_.Status());
   // VIRTIO 1.2 4.1.4.3.1, 4.2.2.1: after a reset no queue is enabled.
   for (uint16_t i = 0; i < queue_count_; ++i) {
-    if (transport_.QueueEnabled(queues_[i].index())) row.Fail("after reset still enabled: queue", queues_[i].index());
+    if (transport_.QueueEnabled(queues_[i].index()))
+      row.Fail("after reset still enabled: queue", queues_[i].index());
   }
   transport_.DisconnectInterrupts();
   ReleaseVectors(vector_mark_);
@@ -273,7 +296,8 @@ uint32_t VirtioDevice::TotalInterrupts() {
   for (uint16_t i = 0; i < queue_count_; ++i) {
     bool shared = false;
     for (uint16_t k = 0; k < i; ++k) {
-      shared = shared || transport_.QueueVector(queues_[k].index()) == transport_.QueueVector(queues_[i].index());
+      shared = shared || transport_.QueueVector(queues_[k].index()) ==
+                             transport_.QueueVector(queues_[i].index());
     }
     if (!shared) total += Interrupts(queues_[i]);
   }
@@ -291,12 +315,17 @@ void InitVirtio() {
     AmlMmioDevice found[Options::kMaxMmioDevices];
     const auto* dsdt = reinterpret_cast<const uint8_t*>(AcpiInfo().dsdt);
     const size_t count = FindMmioDevices({dsdt, Read32(AcpiInfo().dsdt + 4)}, found);
-    for (size_t i = 0; i < count; ++i) TryOpen<MmioTransport>(MmioDeviceArgument{found[i].address, found[i].size, found[i].irq});
+    for (size_t i = 0; i < count; ++i)
+      TryOpen<MmioTransport>(MmioDeviceArgument{found[i].address, found[i].size, found[i].irq});
   }
 }
 
-size_t VirtioCount() { return g_device_count; }
-Transport& VirtioAt(size_t index) { return *g_devices[index]; }
+size_t VirtioCount() {
+  return g_device_count;
+}
+Transport& VirtioAt(size_t index) {
+  return *g_devices[index];
+}
 
 Transport* FindVirtio(uint16_t device_id, size_t nth) {
   for (size_t i = 0; i < g_device_count; ++i) {

@@ -1,4 +1,5 @@
-// The driver side of virtio: a queue, a device's way from reset to DRIVER_OK, and the transport below them as an interface.
+// The driver side of virtio: a queue, a device's way from reset to DRIVER_OK, and the transport
+// below them as an interface.
 #pragma once
 
 #include <cstddef>
@@ -45,8 +46,10 @@ class Transport {
   virtual void SetDriverFeatures(uint64_t features) = 0;
   virtual uint16_t QueueMaxSize(uint16_t queue) = 0;  // 0: no such queue
   virtual bool QueueEnabled(uint16_t queue) = 0;
-  // Sets a queue's addresses and interrupt, and enables it. False if the device refuses the interrupt.
-  virtual bool EnableQueue(uint16_t queue, uint16_t size, uint64_t descriptors, uint64_t driver, uint64_t device) = 0;
+  // Sets a queue's addresses and interrupt, and enables it. False if the device refuses the
+  // interrupt.
+  virtual bool EnableQueue(uint16_t queue, uint16_t size, uint64_t descriptors, uint64_t driver,
+                           uint64_t device) = 0;
   virtual bool ResetQueue(uint16_t queue) = 0;  // VIRTIO_F_RING_RESET
   virtual void Notify(uint16_t queue) = 0;
   virtual uint8_t ReadConfig8(uint32_t offset) = 0;
@@ -56,7 +59,8 @@ class Transport {
   uint64_t ReadConfig64(uint32_t offset);
   virtual void WriteConfig8(uint32_t offset, uint8_t value) = 0;
   virtual uint8_t ConfigGeneration() = 0;
-  // Interrupts for queues 0 .. count-1 are set up before the queues are, the others get none. Disconnect undoes it.
+  // Interrupts for queues 0 .. count-1 are set up before the queues are, the others get none.
+  // Disconnect undoes it.
   virtual bool ConnectInterrupts(uint16_t queue_count) = 0;
   virtual void DisconnectInterrupts() = 0;
   virtual uint8_t QueueVector(uint16_t queue) = 0;  // the processor vector
@@ -76,7 +80,8 @@ struct Segment {
   uint32_t length;
 };
 
-// Memory for rings and buffers, given out in order and given back by returning to a mark. Not cleared.
+// Memory for rings and buffers, given out in order and given back by returning to a mark. Not
+// cleared.
 void* Allocate(size_t size, size_t alignment = 16);
 size_t AllocationMark();
 void ReleaseAllocations(size_t mark);
@@ -96,14 +101,17 @@ class Queue {
   bool Add(std::span<const Segment> readable, std::span<const Segment> writable, uint16_t token);
   // Publishes what was added and notifies the device unless it asked not to be.
   void Kick();
-  // The next completion, or kNoToken. A device that names a request that is not under way is remembered in broken().
+  // The next completion, or kNoToken. A device that names a request that is not under way is
+  // remembered in broken().
   uint16_t Pop(uint32_t& length);
-  // For loops over unchanging requests, where every instruction counts: the head of the next completion with its descriptors
-  // left in place (kNoToken: none), and that same request published again by the next Kick.
+  // For loops over unchanging requests, where every instruction counts: the head of the next
+  // completion with its descriptors left in place (kNoToken: none), and that same request published
+  // again by the next Kick.
   uint16_t PopKept() {
     if (!HasUsed()) return kNoToken;
     CompilerBarrier();
-    const auto* elements = reinterpret_cast<const volatile UsedElement*>(used_ + RingLayout::kEntries / 2);
+    const auto* elements =
+        reinterpret_cast<const volatile UsedElement*>(used_ + RingLayout::kEntries / 2);
     const uint32_t head = elements[last_used_ & (size_ - 1)].id;
     ++last_used_;
     ++completions_;
@@ -170,10 +178,11 @@ class VirtioDevice {
   VirtioDevice(const VirtioDevice&) = delete;
   VirtioDevice& operator=(const VirtioDevice&) = delete;
 
-  // Reset, ACKNOWLEDGE, DRIVER, features (`wanted` and what the ring needs, as far as offered), FEATURES_OK.
-  // `interrupts`: the number of queues, counted from 0, that need an interrupt.
+  // Reset, ACKNOWLEDGE, DRIVER, features (`wanted` and what the ring needs, as far as offered),
+  // FEATURES_OK. `interrupts`: the number of queues, counted from 0, that need an interrupt.
   bool Begin(uint64_t wanted, uint16_t interrupts, Row& row);
-  // Queue `index` of the device, at most `size` entries; nullptr (and a failed row) if the device does not have it.
+  // Queue `index` of the device, at most `size` entries; nullptr (and a failed row) if the device
+  // does not have it.
   Queue* AddQueue(uint16_t index, uint16_t size, Row& row);
   bool DriverOk(Row& row);
   // Reset, checked; gives back memory and vectors.

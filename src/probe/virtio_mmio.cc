@@ -44,12 +44,19 @@ bool MmioTransport::Open(const MmioDeviceArgument& argument) {
   irq_ = argument.irq;
   MapPhysical(base_, size_, Caching::kDevice);
   // A device ID of 0 is a place with nothing in it (4.2.2.1): QEMU's microvm names all its places.
-  return Read32(base_ + kMagic) == kMagicValue && Read32(base_ + kVersion) == 2 && Read32(base_ + kDevice) != 0;
+  return Read32(base_ + kMagic) == kMagicValue && Read32(base_ + kVersion) == 2 &&
+         Read32(base_ + kDevice) != 0;
 }
 
-uint16_t MmioTransport::DeviceId() { return static_cast<uint16_t>(Read32(base_ + kDevice)); }
-uint8_t MmioTransport::Status() { return static_cast<uint8_t>(Read32(base_ + kStatus)); }
-void MmioTransport::SetStatus(uint8_t status) { Write32(base_ + kStatus, status); }
+uint16_t MmioTransport::DeviceId() {
+  return static_cast<uint16_t>(Read32(base_ + kDevice));
+}
+uint8_t MmioTransport::Status() {
+  return static_cast<uint8_t>(Read32(base_ + kStatus));
+}
+void MmioTransport::SetStatus(uint8_t status) {
+  Write32(base_ + kStatus, status);
+}
 
 uint64_t MmioTransport::DeviceFeatures() {
   Write32(base_ + kDeviceFeatureSelect, 0);
@@ -76,7 +83,8 @@ bool MmioTransport::QueueEnabled(uint16_t queue) {
   return Read32(base_ + kQueueReady) == 1;
 }
 
-bool MmioTransport::EnableQueue(uint16_t queue, uint16_t size, uint64_t descriptors, uint64_t driver, uint64_t device) {
+bool MmioTransport::EnableQueue(uint16_t queue, uint16_t size, uint64_t descriptors,
+                                uint64_t driver, uint64_t device) {
   Write32(base_ + kQueueSelect, queue);
   if (Read32(base_ + kQueueReady) != 0) return false;
   Write32(base_ + kQueueSizeField, size);
@@ -90,16 +98,29 @@ bool MmioTransport::EnableQueue(uint16_t queue, uint16_t size, uint64_t descript
 bool MmioTransport::ResetQueue(uint16_t queue) {
   Write32(base_ + kQueueSelect, queue);
   Write32(base_ + kQueueReset, 1);
-  return WaitFor(kRequestMicros, [this] { return Read32(base_ + kQueueReset) == 0; }) && Read32(base_ + kQueueReady) == 0;
+  return WaitFor(kRequestMicros, [this] { return Read32(base_ + kQueueReset) == 0; }) &&
+         Read32(base_ + kQueueReady) == 0;
 }
 
-void MmioTransport::Notify(uint16_t queue) { Write32(base_ + kQueueNotify, queue); }
+void MmioTransport::Notify(uint16_t queue) {
+  Write32(base_ + kQueueNotify, queue);
+}
 
-uint8_t MmioTransport::ReadConfig8(uint32_t offset) { return Read8(base_ + kConfig + offset); }
-uint16_t MmioTransport::ReadConfig16(uint32_t offset) { return Read16(base_ + kConfig + offset); }
-uint32_t MmioTransport::ReadConfig32(uint32_t offset) { return Read32(base_ + kConfig + offset); }
-void MmioTransport::WriteConfig8(uint32_t offset, uint8_t value) { Write8(base_ + kConfig + offset, value); }
-uint8_t MmioTransport::ConfigGeneration() { return static_cast<uint8_t>(Read32(base_ + kGeneration)); }
+uint8_t MmioTransport::ReadConfig8(uint32_t offset) {
+  return Read8(base_ + kConfig + offset);
+}
+uint16_t MmioTransport::ReadConfig16(uint32_t offset) {
+  return Read16(base_ + kConfig + offset);
+}
+uint32_t MmioTransport::ReadConfig32(uint32_t offset) {
+  return Read32(base_ + kConfig + offset);
+}
+void MmioTransport::WriteConfig8(uint32_t offset, uint8_t value) {
+  Write8(base_ + kConfig + offset, value);
+}
+uint8_t MmioTransport::ConfigGeneration() {
+  return static_cast<uint8_t>(Read32(base_ + kGeneration));
+}
 
 void MmioTransport::Acknowledge(void* self) {
   const uint64_t base = static_cast<MmioTransport*>(self)->base_;
@@ -131,8 +152,12 @@ void MmioTransport::DisconnectInterrupts() {
   vector_ = 0;
 }
 
-uint8_t MmioTransport::QueueVector(uint16_t) { return vector_; }
-void MmioTransport::AddAddress(Line& line) { line.Add("mmio ").Hex(base_, 8); }
+uint8_t MmioTransport::QueueVector(uint16_t) {
+  return vector_;
+}
+void MmioTransport::AddAddress(Line& line) {
+  line.Add("mmio ").Hex(base_, 8);
+}
 
 Transport::Window MmioTransport::WindowAt(size_t index) {
   return index == 0 ? Window{base_, size_} : Window{0, 0};

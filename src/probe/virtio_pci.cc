@@ -54,7 +54,8 @@ void Write64InHalves(uint64_t address, uint64_t value) {
 }  // namespace
 
 bool PciTransport::IsVirtio(const PciFunction& function) {
-  return function.vendor == kVirtioVendor && function.device >= kTransitionalFirst && function.device <= kLast;
+  return function.vendor == kVirtioVendor && function.device >= kTransitionalFirst &&
+         function.device <= kLast;
 }
 
 bool PciTransport::Open(const PciFunction& function) {
@@ -96,12 +97,17 @@ bool PciTransport::Open(const PciFunction& function) {
 }
 
 uint16_t PciTransport::DeviceId() {
-  if (function_->device > kTransitionalLast) return static_cast<uint16_t>(function_->device - kModernBase);
+  if (function_->device > kTransitionalLast)
+    return static_cast<uint16_t>(function_->device - kModernBase);
   return Read16(function_->config + 0x2e);
 }
 
-uint8_t PciTransport::Status() { return Read8(common_ + kDeviceStatus); }
-void PciTransport::SetStatus(uint8_t status) { Write8(common_ + kDeviceStatus, status); }
+uint8_t PciTransport::Status() {
+  return Read8(common_ + kDeviceStatus);
+}
+void PciTransport::SetStatus(uint8_t status) {
+  Write8(common_ + kDeviceStatus, status);
+}
 
 uint64_t PciTransport::DeviceFeatures() {
   Write32(common_ + kDeviceFeatureSelect, 0);
@@ -127,7 +133,8 @@ bool PciTransport::QueueEnabled(uint16_t queue) {
   return Read16(common_ + kQueueEnable) == 1;
 }
 
-bool PciTransport::EnableQueue(uint16_t queue, uint16_t size, uint64_t descriptors, uint64_t driver, uint64_t device) {
+bool PciTransport::EnableQueue(uint16_t queue, uint16_t size, uint64_t descriptors, uint64_t driver,
+                               uint64_t device) {
   if (queue >= sizeof(doorbells_) / sizeof(doorbells_[0])) return false;
   Write16(common_ + kQueueSelect, queue);
   Write16(common_ + kQueueSize, size);
@@ -138,7 +145,8 @@ bool PciTransport::EnableQueue(uint16_t queue, uint16_t size, uint64_t descripto
   if (notify_size_ < 2 || doorbell > notify_size_ - 2) return false;
   doorbells_[queue] = notify_ + doorbell;
   if (has_msix_) {
-    const auto entry = queue < interrupt_count_ ? static_cast<uint16_t>(QueueMsixEntry(queue)) : kNoVector;
+    const auto entry =
+        queue < interrupt_count_ ? static_cast<uint16_t>(QueueMsixEntry(queue)) : kNoVector;
     Write16(common_ + kQueueVectorField, entry);
     if (Read16(common_ + kQueueVectorField) != entry) return false;
   }
@@ -149,20 +157,31 @@ bool PciTransport::EnableQueue(uint16_t queue, uint16_t size, uint64_t descripto
 bool PciTransport::ResetQueue(uint16_t queue) {
   Write16(common_ + kQueueSelect, queue);
   Write16(common_ + kQueueReset, 1);
-  // 4.1.4.3.2: the device shows 1 while the reset is under way, then 0, and queue_enable is 0 as well.
+  // 4.1.4.3.2: the device shows 1 while the reset is under way, then 0, and queue_enable is 0 as
+  // well.
   return WaitFor(kRequestMicros, [this] { return Read16(common_ + kQueueReset) == 0; }) &&
          Read16(common_ + kQueueEnable) == 0;
 }
 
-void PciTransport::Notify(uint16_t queue) { Write16(doorbells_[queue], queue); }
+void PciTransport::Notify(uint16_t queue) {
+  Write16(doorbells_[queue], queue);
+}
 
-uint8_t PciTransport::ReadConfig8(uint32_t offset) { return config_ == 0 ? 0 : Read8(config_ + offset); }
-uint16_t PciTransport::ReadConfig16(uint32_t offset) { return config_ == 0 ? 0 : Read16(config_ + offset); }
-uint32_t PciTransport::ReadConfig32(uint32_t offset) { return config_ == 0 ? 0 : Read32(config_ + offset); }
+uint8_t PciTransport::ReadConfig8(uint32_t offset) {
+  return config_ == 0 ? 0 : Read8(config_ + offset);
+}
+uint16_t PciTransport::ReadConfig16(uint32_t offset) {
+  return config_ == 0 ? 0 : Read16(config_ + offset);
+}
+uint32_t PciTransport::ReadConfig32(uint32_t offset) {
+  return config_ == 0 ? 0 : Read32(config_ + offset);
+}
 void PciTransport::WriteConfig8(uint32_t offset, uint8_t value) {
   if (config_ != 0) Write8(config_ + offset, value);
 }
-uint8_t PciTransport::ConfigGeneration() { return Read8(common_ + kGeneration); }
+uint8_t PciTransport::ConfigGeneration() {
+  return Read8(common_ + kGeneration);
+}
 
 bool PciTransport::ConnectInterrupts(uint16_t queue_count) {
   has_msix_ = msix_.Open(*function_);
@@ -189,9 +208,13 @@ unsigned PciTransport::QueueMsixEntry(uint16_t queue) {
   return others == 0 ? 0 : 1 + queue % others;
 }
 
-uint8_t PciTransport::QueueVector(uint16_t queue) { return vectors_[QueueMsixEntry(queue)]; }
+uint8_t PciTransport::QueueVector(uint16_t queue) {
+  return vectors_[QueueMsixEntry(queue)];
+}
 
-void PciTransport::AddAddress(Line& line) { AddBdf(line, function_->bdf); }
+void PciTransport::AddAddress(Line& line) {
+  AddBdf(line, function_->bdf);
+}
 
 Transport::Window PciTransport::WindowAt(size_t index) {
   if (index == 0) return {function_->config, 4096};

@@ -22,7 +22,8 @@ class PciTransport final : public Transport {
   void SetDriverFeatures(uint64_t features) override;
   uint16_t QueueMaxSize(uint16_t queue) override;
   bool QueueEnabled(uint16_t queue) override;
-  bool EnableQueue(uint16_t queue, uint16_t size, uint64_t descriptors, uint64_t driver, uint64_t device) override;
+  bool EnableQueue(uint16_t queue, uint16_t size, uint64_t descriptors, uint64_t driver,
+                   uint64_t device) override;
   bool ResetQueue(uint16_t queue) override;
   void Notify(uint16_t queue) override;
   uint8_t ReadConfig8(uint32_t offset) override;
@@ -65,7 +66,8 @@ class MmioTransport final : public Transport {
   void SetDriverFeatures(uint64_t features) override;
   uint16_t QueueMaxSize(uint16_t queue) override;
   bool QueueEnabled(uint16_t queue) override;
-  bool EnableQueue(uint16_t queue, uint16_t size, uint64_t descriptors, uint64_t driver, uint64_t device) override;
+  bool EnableQueue(uint16_t queue, uint16_t size, uint64_t descriptors, uint64_t driver,
+                   uint64_t device) override;
   bool ResetQueue(uint16_t queue) override;
   void Notify(uint16_t queue) override;
   uint8_t ReadConfig8(uint32_t offset) override;

@@ -1,5 +1,6 @@
-// The instructions the probe needs that C++ has no word for. Plain integer instructions only: where KVM has no hardware
-// virtualisation it interprets the guest, and refuses SSE, VEX forms, int3, xsave, cmpxchg16b and the fence instructions.
+// The instructions the probe needs that C++ has no word for. Plain integer instructions only: where
+// KVM has no hardware virtualisation it interprets the guest, and refuses SSE, VEX forms, int3,
+// xsave, cmpxchg16b and the fence instructions.
 #pragma once
 
 #include <cstdint>
@@ -69,8 +70,10 @@ struct CpuidRegisters {
   uint32_t eax, ebx, ecx, edx;
 };
 inline CpuidRegisters Cpuid(uint32_t leaf, uint32_t subleaf = 0) {
-  CpuidRegisters r;
-  asm volatile("cpuid" : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx) : "a"(leaf), "c"(subleaf));
+  CpuidRegisters r{};
+  asm volatile("cpuid"
+               : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx)
+               : "a"(leaf), "c"(subleaf));
   return r;
 }
 inline uint64_t ReadMsr(uint32_t msr) {
@@ -79,7 +82,9 @@ inline uint64_t ReadMsr(uint32_t msr) {
   return (uint64_t{high} << 32) | low;
 }
 inline void WriteMsr(uint32_t msr, uint64_t value) {
-  asm volatile("wrmsr" ::"c"(msr), "a"(static_cast<uint32_t>(value)), "d"(static_cast<uint32_t>(value >> 32)) : "memory");
+  asm volatile("wrmsr" ::"c"(msr), "a"(static_cast<uint32_t>(value)),
+               "d"(static_cast<uint32_t>(value >> 32))
+               : "memory");
 }
 inline uint64_t ReadTsc() {
   uint32_t low, high;
@@ -87,21 +92,36 @@ inline uint64_t ReadTsc() {
   return (uint64_t{high} << 32) | low;
 }
 
-inline void DisableInterrupts() { asm volatile("cli" ::: "memory"); }
-inline void EnableInterrupts() { asm volatile("sti" ::: "memory"); }
-// sti takes effect after the next instruction, so no interrupt can slip in between the two and leave hlt asleep.
-inline void SleepUntilInterrupt() { asm volatile("sti; hlt; cli" ::: "memory"); }
-inline void Pause() { asm volatile("pause" ::: "memory"); }
+inline void DisableInterrupts() {
+  asm volatile("cli" ::: "memory");
+}
+inline void EnableInterrupts() {
+  asm volatile("sti" ::: "memory");
+}
+// sti takes effect after the next instruction, so no interrupt can slip in between the two and
+// leave hlt asleep.
+inline void SleepUntilInterrupt() {
+  asm volatile("sti; hlt; cli" ::: "memory");
+}
+inline void Pause() {
+  asm volatile("pause" ::: "memory");
+}
 [[noreturn]] inline void HaltForever() {
   for (;;) asm volatile("cli; hlt" ::: "memory");
 }
 
 // A full barrier without mfence: any locked instruction is one (Intel SDM volume 3, 8.2.2).
-inline void FullBarrier() { asm volatile("lock; addl $0, (%%rsp)" ::: "memory", "cc"); }
+inline void FullBarrier() {
+  asm volatile("lock; addl $0, (%%rsp)" ::: "memory", "cc");
+}
 // x86 keeps stores in order with stores and loads with loads: only the compiler has to be told.
-inline void CompilerBarrier() { asm volatile("" ::: "memory"); }
+inline void CompilerBarrier() {
+  asm volatile("" ::: "memory");
+}
 
-inline void InvalidatePage(uint64_t address) { asm volatile("invlpg (%0)" ::"r"(address) : "memory"); }
+inline void InvalidatePage(uint64_t address) {
+  asm volatile("invlpg (%0)" ::"r"(address) : "memory");
+}
 inline uint64_t ReadCr2() {
   uint64_t value;
   asm volatile("movq %%cr2, %0" : "=r"(value));

@@ -23,29 +23,42 @@ bool IsPossible(const SerialState& state) {
   return state.in_buffer.size() <= kFifoSize && data_ready != state.in_buffer.empty() &&
          within(state.interrupt_enable, kRegisters[kIer].writable) &&
          within(state.interrupt_identification, kStateFifosEnabled | 0x0f) &&
-         within(state.line_status, kLineStatusBits) && within(state.modem_control, kRegisters[kMcr].writable) &&
+         within(state.line_status, kLineStatusBits) &&
+         within(state.modem_control, kRegisters[kMcr].writable) &&
          within(state.modem_status, kModemStatusLines);
 }
 
 }  // namespace
 
 Serial::Serial(bus::IrqLine& irq, SerialSink& sink)
-    : irq_(irq), sink_(sink), registers_(kRegisters, *this, "serial"), divisor_(kDivisorRegisters, *this, "serial") {}
+    : irq_(irq),
+      sink_(sink),
+      registers_(kRegisters, *this, "serial"),
+      divisor_(kDivisorRegisters, *this, "serial") {}
 
 bus::RegisterFile& Serial::Bank(std::uint64_t offset) {
   const bool divisor = LCR{{Get(kLcr)}}.Get<LCR::DivisorLatchAccess>();
   return divisor && offset <= kDlm ? divisor_ : registers_;
 }
 
-void Serial::Read(std::uint64_t offset, std::span<std::byte> data) { Bank(offset).Read(offset, data); }
+void Serial::Read(std::uint64_t offset, std::span<std::byte> data) {
+  Bank(offset).Read(offset, data);
+}
 
-void Serial::Write(std::uint64_t offset, std::span<const std::byte> data) { Bank(offset).Write(offset, data); }
+void Serial::Write(std::uint64_t offset, std::span<const std::byte> data) {
+  Bank(offset).Write(offset, data);
+}
 
-std::uint8_t Serial::Get(std::uint32_t offset) const { return static_cast<std::uint8_t>(registers_.Get(offset)); }
+std::uint8_t Serial::Get(std::uint32_t offset) const {
+  return static_cast<std::uint8_t>(registers_.Get(offset));
+}
 
-bool Serial::InLoopback() const { return MCR{{Get(kMcr)}}.Get<MCR::Loopback>(); }
+bool Serial::InLoopback() const {
+  return MCR{{Get(kMcr)}}.Get<MCR::Loopback>();
+}
 
-void Serial::OnWrite(const bus::RegisterRow& row, std::uint64_t old, std::uint64_t now, std::uint64_t written) {
+void Serial::OnWrite(const bus::RegisterRow& row, std::uint64_t old, std::uint64_t now,
+                     std::uint64_t written) {
   switch (row.offset) {
     case kRbrThr:
       Transmit(static_cast<std::uint8_t>(written));
@@ -78,7 +91,8 @@ std::uint64_t Serial::OnRead(const bus::RegisterRow& row, std::uint64_t stored) 
     }
     case kIirFcr: {
       const std::uint8_t id = Identify();
-      // Data sheet 8.5: reading IIR acknowledges the transmitter's interrupt if that is what it shows.
+      // Data sheet 8.5: reading IIR acknowledges the transmitter's interrupt if that is what it
+      // shows.
       if (id == kIirTransmitterEmpty) transmitter_empty_ = false;
       UpdateLine();
       IIR iir;
@@ -117,7 +131,8 @@ void Serial::UpdateLine() {
 }
 
 void Serial::Transmit(std::uint8_t byte) {
-  // A write takes the transmitter's interrupt away and, as the byte is gone at once, the interrupt comes back: an edge of its own.
+  // A write takes the transmitter's interrupt away and, as the byte is gone at once, the interrupt
+  // comes back: an edge of its own.
   transmitter_empty_ = false;
   UpdateLine();
   const auto value = static_cast<std::byte>(byte);
@@ -146,8 +161,10 @@ std::uint8_t Serial::Receive() {
 void Serial::ControlFifo(std::uint8_t written) {
   const FCR control{{written}};
   const bool enable = control.Get<FCR::Enable>();
-  // Data sheet 8.6: the other bits count only together with the enable bit; switching modes clears the FIFOs.
-  if (enable != std::exchange(fifos_enabled_, enable) || (enable && control.Get<FCR::ClearReceiver>())) {
+  // Data sheet 8.6: the other bits count only together with the enable bit; switching modes clears
+  // the FIFOs.
+  if (enable != std::exchange(fifos_enabled_, enable) ||
+      (enable && control.Get<FCR::ClearReceiver>())) {
     input_.Clear();
     TellSpace();
   }
@@ -210,7 +227,8 @@ SerialState Serial::Save() {
   if (transmitter_empty_) pending |= kStateTransmitterEmpty;
   if (!input_.empty()) pending |= kStateDataAvailable;
   if (pending == 0) pending = kStateNone;
-  state.interrupt_identification = static_cast<std::uint8_t>(pending | (fifos_enabled_ ? kStateFifosEnabled : 0));
+  state.interrupt_identification =
+      static_cast<std::uint8_t>(pending | (fifos_enabled_ ? kStateFifosEnabled : 0));
   state.line_control = Get(kLcr);
   state.line_status = LineStatus();
   state.modem_control = Get(kMcr);
@@ -227,8 +245,9 @@ Result<void> Serial::Restore(const SerialState& state) {
   const MutexLock lock(lock_);
   if (!IsPossible(state)) return Err(Errc::kBadFormat, "serial state");
   // RBR, IIR and LSR hold no value of their own.
-  TRY(registers_.Load(std::array<std::uint64_t, 8>{0, state.interrupt_enable, 0, state.line_control, state.modem_control, 0,
-                                                   state.modem_status, state.scratch}));
+  TRY(registers_.Load(std::array<std::uint64_t, 8>{0, state.interrupt_enable, 0, state.line_control,
+                                                   state.modem_control, 0, state.modem_status,
+                                                   state.scratch}));
   TRY(divisor_.Load(std::array<std::uint64_t, 2>{state.baud_divisor_low, state.baud_divisor_high}));
   input_.Clear();
   input_.Write(std::as_bytes(std::span(state.in_buffer)));

@@ -1,18 +1,21 @@
 #pragma once
 
-// Serial: a 16550A UART as Linux's 8250 driver and early consoles use it: 64-byte receive FIFO, transmitter that is always ready,
-// interrupts, loopback, modem lines of a connected terminal.
+// Serial: a 16550A UART as Linux's 8250 driver and early consoles use it: 64-byte receive FIFO,
+// transmitter that is always ready, interrupts, loopback, modem lines of a connected terminal.
 //
 //   Serial serial(line, sink);
 //   auto registration = bus.Add(kSerialPort, kSerialPorts, serial, serial.lock(), "serial");
-//   std::size_t taken = serial.Enqueue(bytes);    // host input; fewer than given: wait for OnInputSpace
+//   std::size_t taken = serial.Enqueue(bytes);    // host input; fewer than given: wait for
+//   OnInputSpace
 //
-// Semantics of rust-vmm's vm-superio Serial. Differences: FCR clears the receive FIFO when asked to; reading IIR names the one
-// interrupt of highest priority and acknowledges only the transmitter's; bytes lost in loopback show as LSR overrun.
-// Is not: a line with a speed: break, parity and framing errors and the modem-status interrupt never happen.
+// Semantics of rust-vmm's vm-superio Serial. Differences: FCR clears the receive FIFO when asked
+// to; reading IIR names the one interrupt of highest priority and acknowledges only the
+// transmitter's; bytes lost in loopback show as LSR overrun. Is not: a line with a speed: break,
+// parity and framing errors and the modem-status interrupt never happen.
 //
-// Ownership: the interrupt line and the sink are borrowed and outlive this. Threads: Read and Write by vCPU threads with lock() held
-// (the bus takes it); every other member takes it itself: any thread. The sink is called with the lock held and must not block.
+// Ownership: the interrupt line and the sink are borrowed and outlive this. Threads: Read and Write
+// by vCPU threads with lock() held (the bus takes it); every other member takes it itself: any
+// thread. The sink is called with the lock held and must not block.
 
 #include <cstddef>
 #include <cstdint>
@@ -36,13 +39,15 @@ class SerialSink {
   virtual ~SerialSink() = default;
   // One transmitted byte. False: it is lost (counted). Never blocks.
   virtual bool Transmit(std::byte byte) = 0;
-  // There is room for input again after there was none: whoever stopped feeding may go on. With the FIFO at most half full, so that
-  // a guest that takes bytes one by one does not cause a call for each.
+  // There is room for input again after there was none: whoever stopped feeding may go on. With the
+  // FIFO at most half full, so that a guest that takes bytes one by one does not cause a call for
+  // each.
   virtual void OnInputSpace() {}
 };
 
-// Field names and meaning of vm-superio's SerialState. interrupt_identification holds what is pending, as a set: 2 = transmitter
-// empty, 4 = data available, 1 = neither; bits 7:6 = FIFOs enabled.
+// Field names and meaning of vm-superio's SerialState. interrupt_identification holds what is
+// pending, as a set: 2 = transmitter empty, 4 = data available, 1 = neither; bits 7:6 = FIFOs
+// enabled.
 struct SerialState {
   std::uint8_t baud_divisor_low = 0;
   std::uint8_t baud_divisor_high = 0;
@@ -74,21 +79,23 @@ class Serial final : public bus::MmioHandler, private bus::RegisterOwner {
   void Read(std::uint64_t offset, std::span<std::byte> data) override REQUIRES(lock_);
   void Write(std::uint64_t offset, std::span<const std::byte> data) override REQUIRES(lock_);
 
-  // Gives the guest as many bytes as fit and says how many that were; none in loopback mode, where the line is cut.
+  // Gives the guest as many bytes as fit and says how many that were; none in loopback mode, where
+  // the line is cut.
   [[nodiscard]] std::size_t Enqueue(std::span<const std::byte> input) EXCLUDES(lock_);
   [[nodiscard]] std::size_t InputSpace() EXCLUDES(lock_);
 
   [[nodiscard]] SerialState Save() EXCLUDES(lock_);
-  // Refuses (kBadFormat) states no Serial can be in and leaves the device as it was. A pending interrupt is raised again, and so is
-  // the transmitter's if it is enabled: the byte it was to report may have been in flight when the state was saved.
+  // Refuses (kBadFormat) states no Serial can be in and leaves the device as it was. A pending
+  // interrupt is raised again, and so is the transmitter's if it is enabled: the byte it was to
+  // report may have been in flight when the state was saved.
   [[nodiscard]] Result<void> Restore(const SerialState& state) EXCLUDES(lock_);
   [[nodiscard]] const SerialCounters& counters() const { return counters_; }
   void ReportCounters(CounterSink& sink) EXCLUDES(lock_);
 
  private:
   // bus::RegisterOwner
-  void OnWrite(const bus::RegisterRow& row, std::uint64_t old, std::uint64_t now, std::uint64_t written) override
-      REQUIRES(lock_);
+  void OnWrite(const bus::RegisterRow& row, std::uint64_t old, std::uint64_t now,
+               std::uint64_t written) override REQUIRES(lock_);
   std::uint64_t OnRead(const bus::RegisterRow& row, std::uint64_t stored) override REQUIRES(lock_);
 
   [[nodiscard]] bus::RegisterFile& Bank(std::uint64_t offset) REQUIRES(lock_);

@@ -1,7 +1,8 @@
 #pragma once
 
-// The registers of a 16550A. Source: TI PC16550D data sheet (SNLS378), section 8; one row per row of its table 3.
-// RBR/THR, IIR/FCR share an address: one is read, the other written. With LCR.DLAB set, offsets 0 and 1 are the divisor latch.
+// The registers of a 16550A. Source: TI PC16550D data sheet (SNLS378), section 8; one row per row
+// of its table 3. RBR/THR, IIR/FCR share an address: one is read, the other written. With LCR.DLAB
+// set, offsets 0 and 1 are the divisor latch.
 
 #include <array>
 #include <cstdint>
@@ -70,7 +71,8 @@ constexpr std::uint32_t kScr = 7;
 constexpr std::uint32_t kDll = 0;
 constexpr std::uint32_t kDlm = 1;
 
-// 8 data bits, no parity, one stop bit; a terminal that is there and ready; 9600 baud from 1.8432 MHz.
+// 8 data bits, no parity, one stop bit; a terminal that is there and ready; 9600 baud from 1.8432
+// MHz.
 constexpr std::uint8_t kLcrReset = 0x03;
 constexpr std::uint8_t kMcrReset = 0x08;
 constexpr std::uint8_t kMsrReset = 0xb0;

@@ -19,7 +19,8 @@ using memory::GuestMemory;
 
 void AddLowRam(std::uint64_t end, std::vector<MemoryMapEntry>& map) {
   map.push_back({0, std::min(end, x86_64::kLowRamEnd), MemoryType::kRam});
-  // What lies between is RAM to KVM but belongs to VGA and option ROMs on every PC: kernels keep off it unless told.
+  // What lies between is RAM to KVM but belongs to VGA and option ROMs on every PC: kernels keep
+  // off it unless told.
   if (end >= x86_64::kAcpiAreaEnd) {
     map.push_back({x86_64::kAcpiArea, x86_64::kAcpiAreaEnd - x86_64::kAcpiArea, MemoryType::kAcpi});
   }
@@ -28,8 +29,9 @@ void AddLowRam(std::uint64_t end, std::vector<MemoryMapEntry>& map) {
   }
 }
 
-Result<void> WriteBootParams(const GuestMemory& memory, const BootRequest& request, const LoadedKernel& kernel,
-                             const LoadedInitrd& initrd, std::span<const MemoryMapEntry> map) {
+Result<void> WriteBootParams(const GuestMemory& memory, const BootRequest& request,
+                             const LoadedKernel& kernel, const LoadedInitrd& initrd,
+                             std::span<const MemoryMapEntry> map) {
   BootParams params{};
   if (kernel.setup) {
     params.header = *kernel.setup;
@@ -56,8 +58,8 @@ Result<void> WriteBootParams(const GuestMemory& memory, const BootRequest& reque
   return memory.CopyIn(Gpa(x86_64::kZeroPage), std::as_bytes(std::span(&params, 1)));
 }
 
-Result<void> WritePvhStartInfo(const GuestMemory& memory, const BootRequest& request, const LoadedInitrd& initrd,
-                               std::span<const MemoryMapEntry> map) {
+Result<void> WritePvhStartInfo(const GuestMemory& memory, const BootRequest& request,
+                               const LoadedInitrd& initrd, std::span<const MemoryMapEntry> map) {
   PvhStartInfo info{};
   info.magic = kPvhMagic;
   info.version = kPvhVersion;
@@ -94,7 +96,8 @@ std::vector<MemoryMapEntry> BuildMemoryMap(const GuestMemory& memory) {
       map.push_back({region->base().value, region->size(), MemoryType::kRam});
     }
   }
-  // PCI Firmware Specification 3.3, 4.1.2: configuration space is reserved memory. Linux believes MCFG only where it is told so.
+  // PCI Firmware Specification 3.3, 4.1.2: configuration space is reserved memory. Linux believes
+  // MCFG only where it is told so.
   map.push_back({x86_64::kEcam, x86_64::kEcamReserved, MemoryType::kReserved});
   std::sort(map.begin(), map.end(),
             [](const MemoryMapEntry& a, const MemoryMapEntry& b) { return a.address < b.address; });
@@ -111,25 +114,29 @@ Outcome<BootState> PrepareBoot(const GuestMemory& memory, const BootRequest& req
     if (!loaded) return tl::unexpected(std::move(loaded.error()));
     initrd = *loaded;
   }
-  const std::size_t limit = std::min<std::uint64_t>(kernel->command_line_limit, x86_64::kCommandLineCapacity - 1);
+  const std::size_t limit =
+      std::min<std::uint64_t>(kernel->command_line_limit, x86_64::kCommandLineCapacity - 1);
   Outcome<std::string> line = request.command_line->Build(limit);
   if (!line) return tl::unexpected(std::move(line.error()));
 
   const std::vector<MemoryMapEntry> map = BuildMemoryMap(memory);
   if (map.size() > x86_64::kMaxMemoryMapEntries) {
-    return ConfigFailure("the machine's RAM is in " + std::to_string(map.size()) + " pieces, more than the boot protocols carry",
+    return ConfigFailure("the machine's RAM is in " + std::to_string(map.size()) +
+                             " pieces, more than the boot protocols carry",
                          "use fewer memory regions");
   }
   const std::string& text = *line;
-  Result<void> written =
-      memory.CopyIn(Gpa(x86_64::kCommandLine), std::as_bytes(std::span(text.c_str(), text.size() + 1)));
+  Result<void> written = memory.CopyIn(Gpa(x86_64::kCommandLine),
+                                       std::as_bytes(std::span(text.c_str(), text.size() + 1)));
   if (written) {
-    written = kernel->protocol == Protocol::kPvh ? WritePvhStartInfo(memory, request, initrd, map)
-                                                 : WriteBootParams(memory, request, *kernel, initrd, map);
+    written = kernel->protocol == Protocol::kPvh
+                  ? WritePvhStartInfo(memory, request, initrd, map)
+                  : WriteBootParams(memory, request, *kernel, initrd, map);
   }
   if (!written) {
-    return ConfigFailure("the machine has too little memory for the boot structures",
-                         "give it at least " + std::to_string(x86_64::kMinRam / x86_64::kMiB) + " MiB");
+    return ConfigFailure(
+        "the machine has too little memory for the boot structures",
+        "give it at least " + std::to_string(x86_64::kMinRam / x86_64::kMiB) + " MiB");
   }
   BootState state;
   state.protocol = kernel->protocol;

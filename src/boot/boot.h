@@ -1,10 +1,12 @@
 #pragma once
 
-// PrepareBoot: everything a kernel finds in memory at its first instruction, by either protocol: image, initrd, command line, memory
-// map, boot_params or PVH start info. The ACPI tables are written first, by src/boot/acpi/tables.h.
+// PrepareBoot: everything a kernel finds in memory at its first instruction, by either protocol:
+// image, initrd, command line, memory map, boot_params or PVH start info. The ACPI tables are
+// written first, by src/boot/acpi/tables.h.
 //
 //   Gpa rsdp = TRY_OUTCOME(acpi::WriteTables(memory, acpi_config));
-//   BootState boot = TRY_OUTCOME(PrepareBoot(memory, {.kernel = &image, .command_line = &line, .rsdp = rsdp}));
+//   BootState boot = TRY_OUTCOME(PrepareBoot(memory, {.kernel = &image, .command_line = &line,
+//   .rsdp = rsdp}));
 //   // boot.protocol, boot.entry, boot.info -> x86_64::Linux64State or PvhState
 //
 // Is not: registers (src/arch/x86_64/regs.h). Threads: before vCPUs run.
@@ -36,10 +38,10 @@ struct MemoryMapEntry {
 [[nodiscard]] std::vector<MemoryMapEntry> BuildMemoryMap(const memory::GuestMemory& memory);
 
 struct BootRequest {
-  const Image* kernel = nullptr;             // required
-  const Image* initrd = nullptr;             // optional
-  const CommandLine* command_line = nullptr; // required
-  memory::Gpa rsdp;                          // 0: no ACPI
+  const Image* kernel = nullptr;              // required
+  const Image* initrd = nullptr;              // optional
+  const CommandLine* command_line = nullptr;  // required
+  memory::Gpa rsdp;                           // 0: no ACPI
   LoadOptions load;
 };
 
@@ -51,6 +53,7 @@ struct BootState {
   LoadedKernel kernel;
 };
 
-[[nodiscard]] Outcome<BootState> PrepareBoot(const memory::GuestMemory& memory, const BootRequest& request);
+[[nodiscard]] Outcome<BootState> PrepareBoot(const memory::GuestMemory& memory,
+                                             const BootRequest& request);
 
 }  // namespace postern::boot

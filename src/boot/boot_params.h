@@ -1,7 +1,8 @@
 #pragma once
 
-// boot_params, the "zero page" of Linux, and the setup header in it; the parts a loader fills. Offsets are those of
-// Linux Documentation/arch/x86/zero-page.rst and boot.rst (protocol 2.15), checked by static_assert.
+// boot_params, the "zero page" of Linux, and the setup header in it; the parts a loader fills.
+// Offsets are those of Linux Documentation/arch/x86/zero-page.rst and boot.rst (protocol 2.15),
+// checked by static_assert.
 
 #include <array>
 #include <cstddef>
@@ -63,24 +64,24 @@ struct E820Entry {
 };
 
 struct BootParams {
-  Bytes<0x70> screen_info;             // 0x000: screen_info, apm_bios_info, ...; zero: no display
-  std::uint64_t acpi_rsdp_addr;        // 0x070
-  Bytes<0x168> legacy;                 // 0x078: disks, EDID, EFI, ...; zero: none
-  std::uint32_t alt_mem_k;             // 0x1e0
-  std::uint32_t scratch;               // 0x1e4
-  std::uint8_t e820_entries;           // 0x1e8
-  std::uint8_t eddbuf_entries;         // 0x1e9
-  std::uint8_t edd_mbr_sig_buf_entries;// 0x1ea
-  std::uint8_t kbd_status;             // 0x1eb
-  std::uint8_t secure_boot;            // 0x1ec
-  Bytes<2> reserved1;                  // 0x1ed
-  std::uint8_t sentinel;               // 0x1ef: non-zero makes the kernel clear what a careless loader left
-  std::uint8_t reserved2;              // 0x1f0
-  SetupHeader header;                  // 0x1f1
+  Bytes<0x70> screen_info;               // 0x000: screen_info, apm_bios_info, ...; zero: no display
+  std::uint64_t acpi_rsdp_addr;          // 0x070
+  Bytes<0x168> legacy;                   // 0x078: disks, EDID, EFI, ...; zero: none
+  std::uint32_t alt_mem_k;               // 0x1e0
+  std::uint32_t scratch;                 // 0x1e4
+  std::uint8_t e820_entries;             // 0x1e8
+  std::uint8_t eddbuf_entries;           // 0x1e9
+  std::uint8_t edd_mbr_sig_buf_entries;  // 0x1ea
+  std::uint8_t kbd_status;               // 0x1eb
+  std::uint8_t secure_boot;              // 0x1ec
+  Bytes<2> reserved1;                    // 0x1ed
+  std::uint8_t sentinel;   // 0x1ef: non-zero makes the kernel clear what a careless loader left
+  std::uint8_t reserved2;  // 0x1f0
+  SetupHeader header;      // 0x1f1
   Bytes<0x290 - 0x1f1 - sizeof(SetupHeader)> reserved3;
-  Bytes<0x40> edd_mbr_sig_buffer;      // 0x290
+  Bytes<0x40> edd_mbr_sig_buffer;         // 0x290
   std::array<E820Entry, 128> e820_table;  // 0x2d0
-  Bytes<0x330> reserved4;              // 0xcd0: EDD data and padding
+  Bytes<0x330> reserved4;                 // 0xcd0: EDD data and padding
 };
 #pragma pack(pop)
 
@@ -113,9 +114,10 @@ static_assert(sizeof(BootParams) == 0x1000);
 // boot.rst: values of the header.
 constexpr std::uint16_t kBootFlag = 0xaa55;
 constexpr std::uint32_t kHeaderMagic = 0x53726448;  // "HdrS"
-constexpr std::uint8_t kLoaderUndefined = 0xff;     // type_of_loader: a loader without an assigned number
-constexpr std::uint8_t kLoadedHigh = 1U << 0;       // loadflags
-constexpr std::uint8_t kKeepSegments = 1U << 6;     // loadflags
-constexpr std::uint16_t kKernel64 = 1U << 0;        // xloadflags: 64-bit entry point at 0x200
+// Type_of_loader: a loader without an assigned number.
+constexpr std::uint8_t kLoaderUndefined = 0xff;
+constexpr std::uint8_t kLoadedHigh = 1U << 0;    // loadflags
+constexpr std::uint8_t kKeepSegments = 1U << 6;  // loadflags
+constexpr std::uint16_t kKernel64 = 1U << 0;     // xloadflags: 64-bit entry point at 0x200
 
 }  // namespace postern::boot

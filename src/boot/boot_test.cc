@@ -14,8 +14,8 @@ namespace postern::boot {
 namespace {
 
 using memory::Gpa;
-using testing::BzImage;
 using testing::ByteVector;
+using testing::BzImage;
 using testing::ElfImage;
 using testing::MakeMemory;
 
@@ -38,11 +38,10 @@ std::string ReadText(const memory::GuestMemory& memory, std::uint64_t address, s
 TEST_CASE("memory map: low RAM keeps off the PC's holes, high RAM follows, ECAM is reserved") {
   using Map = std::vector<MemoryMapEntry>;
   const MemoryMapEntry ecam{0xe0000000, 256 * kMiB, MemoryType::kReserved};
-  CHECK(BuildMemoryMap(*MakeMemory(64 * kMiB)) ==
-        Map{{0, 0x9fc00, MemoryType::kRam},
-            {0xe0000, 0x20000, MemoryType::kAcpi},
-            {0x100000, 63 * kMiB, MemoryType::kRam},
-            ecam});
+  CHECK(BuildMemoryMap(*MakeMemory(64 * kMiB)) == Map{{0, 0x9fc00, MemoryType::kRam},
+                                                      {0xe0000, 0x20000, MemoryType::kAcpi},
+                                                      {0x100000, 63 * kMiB, MemoryType::kRam},
+                                                      ecam});
   CHECK(BuildMemoryMap(*MakeMemory(64 * kMiB, 32 * kMiB)) ==
         Map{{0, 0x9fc00, MemoryType::kRam},
             {0xe0000, 0x20000, MemoryType::kAcpi},
@@ -54,7 +53,8 @@ TEST_CASE("memory map: low RAM keeps off the PC's holes, high RAM follows, ECAM 
         Map{{0, 0x9fc00, MemoryType::kRam}, {0xe0000, 0x20000, MemoryType::kAcpi}, ecam});
 }
 
-TEST_CASE("boot: a bzImage finds its own header, command line, initrd, E820 and RSDP in boot_params") {
+TEST_CASE(
+    "boot: a bzImage finds its own header, command line, initrd, E820 and RSDP in boot_params") {
   const auto memory = MakeMemory(64 * kMiB, 16 * kMiB);
   const ByteVector kernel_bytes = BzImage().Build();
   const Image kernel = Image::FromBytes(kernel_bytes, "k", "kernel");
@@ -64,7 +64,11 @@ TEST_CASE("boot: a bzImage finds its own header, command line, initrd, E820 and 
   CommandLine line("root=/dev/vda");
   line.Add("console=hvc0");
 
-  const auto state = PrepareBoot(*memory, {.kernel = &kernel, .initrd = &initrd, .command_line = &line, .rsdp = Gpa(0xe0000), .load = {}});
+  const auto state = PrepareBoot(*memory, {.kernel = &kernel,
+                                           .initrd = &initrd,
+                                           .command_line = &line,
+                                           .rsdp = Gpa(0xe0000),
+                                           .load = {}});
   REQUIRE(state);
   CHECK(state->protocol == Protocol::kLinux64);
   CHECK(state->entry == Gpa(0x1000200));
@@ -87,7 +91,8 @@ TEST_CASE("boot: a bzImage finds its own header, command line, initrd, E820 and 
   CHECK(params.e820_table[4].address == 0x100000000);
   CHECK(params.e820_table[4].size == 16 * kMiB);
   CHECK(params.e820_table[4].type == 1);
-  CHECK(ReadText(*memory, params.header.cmd_line_ptr, 27) == std::string("root=/dev/vda console=hvc0") + '\0');
+  CHECK(ReadText(*memory, params.header.cmd_line_ptr, 27) ==
+        std::string("root=/dev/vda console=hvc0") + '\0');
   // As high as it goes, on a page of its own.
   CHECK(params.header.ramdisk_image == 64 * kMiB - 0x2000);
   CHECK(params.header.ramdisk_size == 5000);
@@ -103,7 +108,9 @@ TEST_CASE("boot: a vmlinux by the 64-bit protocol gets a header that says how it
   const ByteVector bytes = elf.Build();
   const Image kernel = Image::FromBytes(bytes, "k", "kernel");
   const CommandLine line("");
-  const auto state = PrepareBoot(*memory, {.kernel = &kernel, .initrd = nullptr, .command_line = &line, .rsdp = Gpa(0), .load = {}});
+  const auto state = PrepareBoot(
+      *memory,
+      {.kernel = &kernel, .initrd = nullptr, .command_line = &line, .rsdp = Gpa(0), .load = {}});
   REQUIRE(state);
   const auto params = ReadStruct<BootParams>(*memory, x86_64::kZeroPage);
   CHECK(params.header.boot_flag == kBootFlag);
@@ -126,8 +133,11 @@ TEST_CASE("boot: a PVH kernel finds start info, memory map and one module") {
   const CommandLine line("a b");
   const bool with_initrd = true;
   for (const bool has_initrd : {with_initrd, false}) {
-    const auto state = PrepareBoot(
-        *memory, {.kernel = &kernel, .initrd = has_initrd ? &initrd : nullptr, .command_line = &line, .rsdp = Gpa(0xe0000), .load = {}});
+    const auto state = PrepareBoot(*memory, {.kernel = &kernel,
+                                             .initrd = has_initrd ? &initrd : nullptr,
+                                             .command_line = &line,
+                                             .rsdp = Gpa(0xe0000),
+                                             .load = {}});
     REQUIRE(state);
     CHECK(state->protocol == Protocol::kPvh);
     CHECK(state->entry == Gpa(0x1000080));
@@ -137,7 +147,8 @@ TEST_CASE("boot: a PVH kernel finds start info, memory map and one module") {
     CHECK(info.rsdp_paddr.get() == 0xe0000);
     CHECK(ReadText(*memory, info.cmdline_paddr.get(), 4) == std::string("a b\0", 4));
     CHECK(info.memmap_entries.get() == 4);
-    const auto ram = ReadStruct<PvhMemoryMapEntry>(*memory, info.memmap_paddr.get() + 2 * sizeof(PvhMemoryMapEntry));
+    const auto ram = ReadStruct<PvhMemoryMapEntry>(
+        *memory, info.memmap_paddr.get() + 2 * sizeof(PvhMemoryMapEntry));
     CHECK(ram.address.get() == 0x100000);
     CHECK(ram.size.get() == 63 * kMiB);
     CHECK(ram.type.get() == 1);
@@ -183,10 +194,16 @@ TEST_CASE("boot: failures of the parts come through") {
   const Image bad = Image::FromBytes({}, "b", "initrd");
   const CommandLine line("x");
   const CommandLine long_line(std::string(2048, 'x'));
-  const auto bad_initrd = PrepareBoot(*memory, {.kernel = &kernel, .initrd = &bad, .command_line = &line, .rsdp = Gpa(0), .load = {}});
+  const auto bad_initrd = PrepareBoot(
+      *memory,
+      {.kernel = &kernel, .initrd = &bad, .command_line = &line, .rsdp = Gpa(0), .load = {}});
   REQUIRE_FALSE(bad_initrd);
   CHECK(bad_initrd.error().cause == "initrd 'b' is empty");
-  const auto too_long = PrepareBoot(*memory, {.kernel = &kernel, .initrd = nullptr, .command_line = &long_line, .rsdp = Gpa(0), .load = {}});
+  const auto too_long = PrepareBoot(*memory, {.kernel = &kernel,
+                                              .initrd = nullptr,
+                                              .command_line = &long_line,
+                                              .rsdp = Gpa(0),
+                                              .load = {}});
   REQUIRE_FALSE(too_long);
   CHECK(too_long.error().cause.find("this kernel takes 2047") != std::string::npos);
 }

@@ -40,23 +40,26 @@ Outcome<SetupHeader> ReadHeader(const Image& image) {
 }
 
 Outcome<void> CheckHeader(const Image& image, const SetupHeader& header) {
-  const std::string protocol = std::to_string(header.version >> 8) + "." + std::to_string(header.version & 0xff);
+  const std::string protocol =
+      std::to_string(header.version >> 8) + "." + std::to_string(header.version & 0xff);
   if (header.version < kOldestProtocol) {
     return ConfigFailure(image.Label() + " speaks boot protocol " + protocol + ", older than 2.12",
                          "give a kernel of Linux 3.8 or later");
   }
   if ((header.loadflags & kLoadedHigh) == 0) {
-    return ConfigFailure(image.Label() + " is a zImage, which loads below 1 MiB", "give a bzImage or a vmlinux");
+    return ConfigFailure(image.Label() + " is a zImage, which loads below 1 MiB",
+                         "give a bzImage or a vmlinux");
   }
   if ((header.xloadflags & kKernel64) == 0) {
-    return ConfigFailure(image.Label() + " is a 32-bit kernel", "give a kernel built for 64-bit x86");
+    return ConfigFailure(image.Label() + " is a 32-bit kernel",
+                         "give a kernel built for 64-bit x86");
   }
   return {};
 }
 
 // Where to put `size` bytes: where the kernel would like to be, or as low as it may.
-Outcome<std::uint64_t> PlaceKernel(const Image& image, const GuestMemory& memory, const SetupHeader& header,
-                                   std::uint64_t size) {
+Outcome<std::uint64_t> PlaceKernel(const Image& image, const GuestMemory& memory,
+                                   const SetupHeader& header, std::uint64_t size) {
   if (IsKernelRam(memory, header.pref_address, size)) return header.pref_address;
   if (header.relocatable_kernel == 0) return NeedsMemory(image, memory, header.pref_address, size);
   const std::uint64_t alignment = header.kernel_alignment;
@@ -73,7 +76,8 @@ Outcome<std::uint64_t> PlaceKernel(const Image& image, const GuestMemory& memory
 Outcome<LoadedKernel> LoadBzImage(const Image& image, const GuestMemory& memory) {
   Outcome<SetupHeader> header = ReadHeader(image);
   if (!header) return tl::unexpected(std::move(header.error()));
-  if (auto good = CheckHeader(image, *header); !good) return tl::unexpected(std::move(good.error()));
+  if (auto good = CheckHeader(image, *header); !good)
+    return tl::unexpected(std::move(good.error()));
 
   // boot.rst: 0 means 4, for the sake of very old kernels; the boot sector comes on top.
   const std::uint64_t setup_sectors = header->setup_sects == 0 ? 4 : header->setup_sects;

@@ -10,8 +10,8 @@ namespace postern::boot {
 namespace {
 
 using memory::Gpa;
-using testing::BzImage;
 using testing::ByteVector;
+using testing::BzImage;
 using testing::MakeMemory;
 
 constexpr std::uint64_t kMiB = 1 << 20;
@@ -28,12 +28,17 @@ bool CodeIsAt(const memory::GuestMemory& memory, std::uint64_t address, std::siz
   return bytes.size() == size;
 }
 
-TEST_CASE("bzimage: the protected-mode part goes where the kernel likes it and is entered 0x200 above") {
+TEST_CASE(
+    "bzimage: the protected-mode part goes where the kernel likes it and is entered 0x200 above") {
   const auto memory = MakeMemory(64 * kMiB);
   BzImage image;
   SUBCASE("exact") {}
-  SUBCASE("with a signature behind it") { image.trailing = 1000; }
-  SUBCASE("setup sectors 0 means 4") { image.header.setup_sects = 0; }
+  SUBCASE("with a signature behind it") {
+    image.trailing = 1000;
+  }
+  SUBCASE("setup sectors 0 means 4") {
+    image.header.setup_sects = 0;
+  }
   const auto kernel = Load(image.Build(), *memory);
   REQUIRE(kernel);
   CHECK(kernel->protocol == Protocol::kLinux64);
@@ -93,7 +98,8 @@ TEST_CASE("bzimage: init_size decides whether it fits, to the byte") {
 TEST_CASE("bzimage: an older, shorter header reads as zero beyond its end") {
   BzImage image;
   image.header.version = 0x20c;
-  image.header.jump = static_cast<std::uint16_t>((0x238 - 0x202) << 8 | 0xeb);  // ends before cmdline_size
+  image.header.jump =
+      static_cast<std::uint16_t>((0x238 - 0x202) << 8 | 0xeb);  // ends before cmdline_size
   image.header.pref_address = 0x5000000;
   const auto memory = MakeMemory(64 * kMiB);
   const auto kernel = Load(image.Build(), *memory);
@@ -114,17 +120,32 @@ TEST_CASE("bzimage: bad headers are refused with their cause") {
       {"zImage", [](BzImage& b) { b.header.loadflags = 0; }, "zImage"},
       {"32-bit", [](BzImage& b) { b.header.xloadflags = 0; }, "32-bit kernel"},
       {"length 0", [](BzImage& b) { b.header.syssize = 0; }, "length field is 0"},
-      {"length 2^32 paragraphs", [](BzImage& b) { b.header.syssize = UINT32_MAX; }, "it ends after"},
+      {"length 2^32 paragraphs", [](BzImage& b) { b.header.syssize = UINT32_MAX; },
+       "it ends after"},
       {"length one paragraph over", [](BzImage& b) { b.header.syssize += 1; }, "it ends after"},
-      {"setup beyond the end", [](BzImage& b) { b.header.setup_sects = 3, b.protected_mode = 0; }, "it ends after"},
-      {"ends at the entry point", [](BzImage& b) { b.header.syssize = 0x200 / 16; }, "before its entry point"},
-      {"payload beyond the end", [](BzImage& b) { b.header.payload_length = 0x2000; }, "payload lies beyond"},
-      {"payload wraps", [](BzImage& b) { b.header.payload_offset = b.header.payload_length = UINT32_MAX; }, "payload lies beyond"},
-      {"address 0, fixed", [](BzImage& b) { b.header.pref_address = 0, b.header.relocatable_kernel = 0; }, "1 MiB to 3 GiB"},
-      {"address wraps, fixed", [](BzImage& b) { b.header.pref_address = UINT64_MAX, b.header.relocatable_kernel = 0; }, "1 MiB to 3 GiB"},
-      {"alignment 0", [](BzImage& b) { b.header.pref_address = 0, b.header.kernel_alignment = 0; }, "alignment is 0x0"},
-      {"alignment 3", [](BzImage& b) { b.header.pref_address = 0, b.header.kernel_alignment = 0x3000; }, "alignment is 0x3000"},
-      {"alignment 2 GiB", [](BzImage& b) { b.header.pref_address = 0, b.header.kernel_alignment = 0x80000000; }, "wants"},
+      {"setup beyond the end", [](BzImage& b) { b.header.setup_sects = 3, b.protected_mode = 0; },
+       "it ends after"},
+      {"ends at the entry point", [](BzImage& b) { b.header.syssize = 0x200 / 16; },
+       "before its entry point"},
+      {"payload beyond the end", [](BzImage& b) { b.header.payload_length = 0x2000; },
+       "payload lies beyond"},
+      {"payload wraps",
+       [](BzImage& b) { b.header.payload_offset = b.header.payload_length = UINT32_MAX; },
+       "payload lies beyond"},
+      {"address 0, fixed",
+       [](BzImage& b) { b.header.pref_address = 0, b.header.relocatable_kernel = 0; },
+       "1 MiB to 3 GiB"},
+      {"address wraps, fixed",
+       [](BzImage& b) { b.header.pref_address = UINT64_MAX, b.header.relocatable_kernel = 0; },
+       "1 MiB to 3 GiB"},
+      {"alignment 0", [](BzImage& b) { b.header.pref_address = 0, b.header.kernel_alignment = 0; },
+       "alignment is 0x0"},
+      {"alignment 3",
+       [](BzImage& b) { b.header.pref_address = 0, b.header.kernel_alignment = 0x3000; },
+       "alignment is 0x3000"},
+      {"alignment 2 GiB",
+       [](BzImage& b) { b.header.pref_address = 0, b.header.kernel_alignment = 0x80000000; },
+       "wants"},
       {"init_size 4 GiB", [](BzImage& b) { b.header.init_size = UINT32_MAX; }, "wants"},
   };
   const auto memory = MakeMemory(64 * kMiB);
@@ -151,7 +172,8 @@ TEST_CASE("bzimage: an image cut off anywhere is refused") {
   REQUIRE(Load(whole, *memory));
   for (std::size_t length = 0; length + 16 <= whole.size(); ++length) {
     CAPTURE(length);
-    const auto kernel = Load(ByteVector(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length)), *memory);
+    const auto kernel = Load(
+        ByteVector(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length)), *memory);
     REQUIRE_FALSE(kernel);
     CHECK(kernel.error().kind == Failure::Kind::kConfig);
   }

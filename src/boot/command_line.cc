@@ -5,8 +5,9 @@
 namespace postern::boot {
 namespace {
 
-// Where the kernel's part of `text` ends: at a "--" that stands alone (Documentation/admin-guide/kernel-parameters.rst).
-// Quoted text hides it, as it does from the kernel's own parser (lib/cmdline.c, next_arg).
+// Where the kernel's part of `text` ends: at a "--" that stands alone
+// (Documentation/admin-guide/kernel-parameters.rst). Quoted text hides it, as it does from the
+// kernel's own parser (lib/cmdline.c, next_arg).
 std::size_t KernelPartEnd(std::string_view text) {
   bool quoted = false;
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -43,7 +44,8 @@ bool CommandLine::UserSets(std::string_view name) const {
     if (!at_end && kernel_part[i] == '"') quoted = !quoted;
     if (!at_end && (quoted || (kernel_part[i] != ' ' && kernel_part[i] != '\t'))) continue;
     const std::string_view word = kernel_part.substr(start, i - start);
-    if (word.starts_with(name) && (word.size() == name.size() || word[name.size()] == '=')) return true;
+    if (word.starts_with(name) && (word.size() == name.size() || word[name.size()] == '='))
+      return true;
     start = i + 1;
   }
   return false;
@@ -63,8 +65,8 @@ Outcome<std::string> CommandLine::Build(std::size_t limit) const {
     }
   }
   if (line.size() > limit) {
-    return ConfigFailure("the kernel command line has " + std::to_string(line.size()) + " bytes; this kernel takes " +
-                             std::to_string(limit),
+    return ConfigFailure("the kernel command line has " + std::to_string(line.size()) +
+                             " bytes; this kernel takes " + std::to_string(limit),
                          "shorten it by " + std::to_string(line.size() - limit) + " bytes");
   }
   return line;

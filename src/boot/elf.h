@@ -41,7 +41,8 @@ struct Elf64ProgramHeader {
   le64 align;
 };
 static_assert(sizeof(Elf64ProgramHeader) == 56);
-static_assert(offsetof(Elf64ProgramHeader, paddr) == 24 && offsetof(Elf64ProgramHeader, memsz) == 40);
+static_assert(offsetof(Elf64ProgramHeader, paddr) == 24 &&
+              offsetof(Elf64ProgramHeader, memsz) == 40);
 
 struct ElfNoteHeader {
   le32 namesz;

@@ -23,14 +23,15 @@ constexpr std::size_t kMaxProgramHeaders = 256;
 // All notes of a vmlinux are a few hundred bytes.
 constexpr std::uint64_t kMaxNoteBytes = 64 * 1024;
 
-
 constexpr std::uint64_t AlignUp(std::uint64_t value, std::uint64_t alignment) {
   return (value + alignment - 1) / alignment * alignment;
 }
 
-// One PT_NOTE segment. CVE-2022-23523 is this walk with sizes believed: here every step is measured against the bytes left, and each
-// takes at least a header, so it ends. All sums are of 32-bit values in 64 bits.
-std::optional<std::uint64_t> FindPvhEntry(std::span<const std::byte> notes, std::uint64_t segment_align) {
+// One PT_NOTE segment. CVE-2022-23523 is this walk with sizes believed: here every step is measured
+// against the bytes left, and each takes at least a header, so it ends. All sums are of 32-bit
+// values in 64 bits.
+std::optional<std::uint64_t> FindPvhEntry(std::span<const std::byte> notes,
+                                          std::uint64_t segment_align) {
   // ELF-64 1.5 speaks of 8-byte alignment, practice is 4 unless the segment says 8.
   const std::uint64_t alignment = segment_align == 8 ? 8 : 4;
   std::uint64_t at = 0;
@@ -61,28 +62,34 @@ std::optional<std::uint64_t> FindPvhEntry(std::span<const std::byte> notes, std:
   return std::nullopt;
 }
 
-Outcome<std::vector<Elf64ProgramHeader>> ReadProgramHeaders(const Image& image, const Elf64Header& header) {
+Outcome<std::vector<Elf64ProgramHeader>> ReadProgramHeaders(const Image& image,
+                                                            const Elf64Header& header) {
   const std::size_t count = header.phnum.get();
   if (count == 0) return Damaged(image, "it has no program headers");
-  if (count > kMaxProgramHeaders) return Damaged(image, "it claims " + std::to_string(count) + " program headers");
+  if (count > kMaxProgramHeaders)
+    return Damaged(image, "it claims " + std::to_string(count) + " program headers");
   if (header.phentsize.get() != sizeof(Elf64ProgramHeader)) {
-    return Damaged(image, "its program headers have " + std::to_string(header.phentsize.get()) + " bytes instead of 56");
+    return Damaged(image, "its program headers have " + std::to_string(header.phentsize.get()) +
+                              " bytes instead of 56");
   }
   std::vector<Elf64ProgramHeader> headers(count);
-  if (auto read = image.Read(header.phoff.get(), std::as_writable_bytes(std::span(headers))); !read) {
+  if (auto read = image.Read(header.phoff.get(), std::as_writable_bytes(std::span(headers)));
+      !read) {
     return ReadFailure(image, read.error());
   }
   return headers;
 }
 
-Outcome<void> CheckSegment(const Image& image, const GuestMemory& memory, const Elf64ProgramHeader& segment,
-                           std::size_t index) {
+Outcome<void> CheckSegment(const Image& image, const GuestMemory& memory,
+                           const Elf64ProgramHeader& segment, std::size_t index) {
   const std::string name = "segment " + std::to_string(index);
   if (segment.filesz.get() > segment.memsz.get()) {
     return Damaged(image, name + " is larger in the file than in memory");
   }
-  const std::optional<std::uint64_t> file_end = CheckedAdd(segment.offset.get(), segment.filesz.get());
-  if (!file_end || *file_end > image.size()) return Damaged(image, name + " lies beyond the end of the file");
+  const std::optional<std::uint64_t> file_end =
+      CheckedAdd(segment.offset.get(), segment.filesz.get());
+  if (!file_end || *file_end > image.size())
+    return Damaged(image, name + " lies beyond the end of the file");
   if (!IsKernelRam(memory, segment.paddr.get(), segment.memsz.get())) {
     return NeedsMemory(image, memory, segment.paddr.get(), segment.memsz.get());
   }
@@ -91,13 +98,14 @@ Outcome<void> CheckSegment(const Image& image, const GuestMemory& memory, const 
 
 }  // namespace
 
-Outcome<LoadedKernel> LoadElf(const Image& image, const GuestMemory& memory, const LoadOptions& options) {
+Outcome<LoadedKernel> LoadElf(const Image& image, const GuestMemory& memory,
+                              const LoadOptions& options) {
   Elf64Header header{};
   if (auto read = image.Read(0, std::as_writable_bytes(std::span(&header, 1))); !read) {
     return ReadFailure(image, read.error());
   }
-  if (header.ident[kElfIdentClass] != kElfClass64 || header.ident[kElfIdentData] != kElfDataLittle ||
-      header.machine.get() != kElfMachineX86_64) {
+  if (header.ident[kElfIdentClass] != kElfClass64 ||
+      header.ident[kElfIdentData] != kElfDataLittle || header.machine.get() != kElfMachineX86_64) {
     return ConfigFailure(image.Label() + " is an ELF file for another kind of processor (machine " +
                              std::to_string(header.machine.get()) + ")",
                          "give a kernel built for 64-bit x86");
@@ -124,7 +132,8 @@ Outcome<LoadedKernel> LoadElf(const Image& image, const GuestMemory& memory, con
                              "give a vmlinux or a bzImage");
       case kElfSegmentLoad: {
         if (segment.memsz.get() == 0) break;
-        if (auto fits = CheckSegment(image, memory, segment, i); !fits) return tl::unexpected(std::move(fits.error()));
+        if (auto fits = CheckSegment(image, memory, segment, i); !fits)
+          return tl::unexpected(std::move(fits.error()));
         loadable = true;
         kernel.start = std::min(kernel.start, Gpa(segment.paddr.get()));
         kernel.end = std::max(kernel.end, Gpa(segment.paddr.get() + segment.memsz.get()));
@@ -133,11 +142,12 @@ Outcome<LoadedKernel> LoadElf(const Image& image, const GuestMemory& memory, con
       case kElfSegmentNote: {
         if (pvh_entry || options.ignore_pvh) break;
         if (segment.filesz.get() > kMaxNoteBytes) {
-          return Damaged(image, "segment " + std::to_string(i) + " claims " + std::to_string(segment.filesz.get()) +
-                                    " bytes of notes");
+          return Damaged(image, "segment " + std::to_string(i) + " claims " +
+                                    std::to_string(segment.filesz.get()) + " bytes of notes");
         }
         std::vector<std::byte> notes(segment.filesz.get());
-        if (auto read = image.Read(segment.offset.get(), notes); !read) return ReadFailure(image, read.error());
+        if (auto read = image.Read(segment.offset.get(), notes); !read)
+          return ReadFailure(image, read.error());
         pvh_entry = FindPvhEntry(notes, segment.align.get());
         break;
       }
@@ -148,10 +158,11 @@ Outcome<LoadedKernel> LoadElf(const Image& image, const GuestMemory& memory, con
   if (!loadable) return Damaged(image, "it has nothing to load");
 
   const std::uint64_t entry = pvh_entry.value_or(header.entry.get());
-  const bool entry_loaded = std::any_of(headers->begin(), headers->end(), [entry](const Elf64ProgramHeader& segment) {
-    return segment.type.get() == kElfSegmentLoad && entry >= segment.paddr.get() &&
-           entry - segment.paddr.get() < segment.filesz.get();
-  });
+  const bool entry_loaded =
+      std::any_of(headers->begin(), headers->end(), [entry](const Elf64ProgramHeader& segment) {
+        return segment.type.get() == kElfSegmentLoad && entry >= segment.paddr.get() &&
+               entry - segment.paddr.get() < segment.filesz.get();
+      });
   if (!entry_loaded) return Damaged(image, "its entry point " + Hex(entry) + " is in no segment");
   // pvh.pandoc: entered in 32-bit mode.
   if (pvh_entry && entry > UINT32_MAX) return Damaged(image, "its PVH entry point is above 4 GiB");
@@ -160,7 +171,9 @@ Outcome<LoadedKernel> LoadElf(const Image& image, const GuestMemory& memory, con
 
   for (const Elf64ProgramHeader& segment : *headers) {
     if (segment.type.get() != kElfSegmentLoad || segment.filesz.get() == 0) continue;
-    if (auto read = image.ReadInto(memory, Gpa(segment.paddr.get()), segment.offset.get(), segment.filesz.get()); !read) {
+    if (auto read = image.ReadInto(memory, Gpa(segment.paddr.get()), segment.offset.get(),
+                                   segment.filesz.get());
+        !read) {
       return ReadFailure(image, read.error());
     }
   }

@@ -17,7 +17,8 @@ using testing::PutAt;
 
 constexpr std::uint64_t kMiB = 1 << 20;
 
-Outcome<LoadedKernel> Load(const ByteVector& bytes, const memory::GuestMemory& memory, LoadOptions options = {}) {
+Outcome<LoadedKernel> Load(const ByteVector& bytes, const memory::GuestMemory& memory,
+                           LoadOptions options = {}) {
   return LoadKernel(Image::FromBytes(bytes, "test", "kernel"), memory, options);
 }
 
@@ -30,7 +31,8 @@ ElfImage TwoSegments() {
   return elf;
 }
 
-bool SegmentIsThere(const memory::GuestMemory& memory, std::uint64_t address, std::size_t size, std::uint64_t tag) {
+bool SegmentIsThere(const memory::GuestMemory& memory, std::uint64_t address, std::size_t size,
+                    std::uint64_t tag) {
   const ByteVector bytes = testing::Peek(memory, address, size);
   if (bytes.size() != size) return false;
   for (std::size_t i = 0; i < size; ++i) {
@@ -39,7 +41,8 @@ bool SegmentIsThere(const memory::GuestMemory& memory, std::uint64_t address, st
   return true;
 }
 
-TEST_CASE("elf: segments go to their physical addresses and the 64-bit protocol is used without a note") {
+TEST_CASE(
+    "elf: segments go to their physical addresses and the 64-bit protocol is used without a note") {
   const auto memory = MakeMemory(64 * kMiB);
   const auto kernel = Load(TwoSegments().Build(), *memory);
   REQUIRE(kernel);
@@ -56,9 +59,15 @@ TEST_CASE("elf: segments go to their physical addresses and the 64-bit protocol 
 TEST_CASE("elf: a PVH note chooses PVH, in either size and alignment") {
   const auto memory = MakeMemory(64 * kMiB);
   ElfImage elf = TwoSegments();
-  SUBCASE("4 bytes") { elf.PvhNote(0x1000100, 4); }
-  SUBCASE("8 bytes") { elf.PvhNote(0x1000100, 8); }
-  SUBCASE("8 bytes, aligned to 8") { elf.PvhNote(0x1000100, 8, 8); }
+  SUBCASE("4 bytes") {
+    elf.PvhNote(0x1000100, 4);
+  }
+  SUBCASE("8 bytes") {
+    elf.PvhNote(0x1000100, 8);
+  }
+  SUBCASE("8 bytes, aligned to 8") {
+    elf.PvhNote(0x1000100, 8, 8);
+  }
   const auto kernel = Load(elf.Build(), *memory);
   REQUIRE(kernel);
   CHECK(kernel->protocol == Protocol::kPvh);
@@ -73,10 +82,18 @@ TEST_CASE("elf: notes that are not the PVH entry do not choose it") {
   const auto memory = MakeMemory(64 * kMiB);
   ElfImage elf = TwoSegments();
   ByteVector notes;
-  SUBCASE("another name") { ElfImage::AppendNote(notes, std::string("Yen", 4), 18, ByteVector(8)); }
-  SUBCASE("a name that only starts the same") { ElfImage::AppendNote(notes, std::string("Xenon", 6), 18, ByteVector(8)); }
-  SUBCASE("another type") { ElfImage::AppendNote(notes, std::string("Xen", 4), 17, ByteVector(8)); }
-  SUBCASE("another size") { ElfImage::AppendNote(notes, std::string("Xen", 4), 18, ByteVector(5)); }
+  SUBCASE("another name") {
+    ElfImage::AppendNote(notes, std::string("Yen", 4), 18, ByteVector(8));
+  }
+  SUBCASE("a name that only starts the same") {
+    ElfImage::AppendNote(notes, std::string("Xenon", 6), 18, ByteVector(8));
+  }
+  SUBCASE("another type") {
+    ElfImage::AppendNote(notes, std::string("Xen", 4), 17, ByteVector(8));
+  }
+  SUBCASE("another size") {
+    ElfImage::AppendNote(notes, std::string("Xen", 4), 18, ByteVector(5));
+  }
   SUBCASE("no bytes at all") {}
   elf.Notes(notes);
   const auto kernel = Load(elf.Build(), *memory);
@@ -92,10 +109,13 @@ TEST_CASE("elf: damaged notes neither loop nor read outside") {
     std::uint32_t namesz;
     std::uint32_t descsz;
   };
-  for (const Sizes& sizes : {Sizes{"all zero", 0, 0}, Sizes{"name beyond the segment", 0x1000, 0},
-                             Sizes{"contents beyond the segment", 4, 0x1000}, Sizes{"name is 2^32 - 1", UINT32_MAX, 0},
-                             Sizes{"contents are 2^32 - 1", 4, UINT32_MAX}, Sizes{"both wrap 32 bits", UINT32_MAX, UINT32_MAX},
-                             Sizes{"sum is 2^32", 0x80000000, 0x80000000}, Sizes{"alignment wraps", UINT32_MAX - 2, 1}}) {
+  for (const Sizes& sizes :
+       {Sizes{"all zero", 0, 0}, Sizes{"name beyond the segment", 0x1000, 0},
+        Sizes{"contents beyond the segment", 4, 0x1000}, Sizes{"name is 2^32 - 1", UINT32_MAX, 0},
+        Sizes{"contents are 2^32 - 1", 4, UINT32_MAX},
+        Sizes{"both wrap 32 bits", UINT32_MAX, UINT32_MAX},
+        Sizes{"sum is 2^32", 0x80000000, 0x80000000},
+        Sizes{"alignment wraps", UINT32_MAX - 2, 1}}) {
     CAPTURE(sizes.name);
     ByteVector notes;
     ElfNoteHeader note{};
@@ -135,7 +155,8 @@ TEST_CASE("elf: an image cut off anywhere is refused in one line and nothing is 
   const auto memory = MakeMemory(4 * kMiB);
   for (std::size_t length = 0; length < whole.size(); ++length) {
     CAPTURE(length);
-    const auto kernel = Load(ByteVector(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length)), *memory);
+    const auto kernel = Load(
+        ByteVector(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length)), *memory);
     REQUIRE_FALSE(kernel);
     CHECK(kernel.error().kind == Failure::Kind::kConfig);
     CHECK(kernel.error().cause.find('\n') == std::string::npos);
@@ -154,12 +175,14 @@ struct Damage {
 TEST_CASE("elf: every number that does not fit file or RAM is refused with its cause") {
   using E = ElfImage;
   const Damage damages[] = {
-      {"32-bit class", [](E& e) { e.header.ident[kElfIdentClass] = 1; }, "another kind of processor"},
+      {"32-bit class", [](E& e) { e.header.ident[kElfIdentClass] = 1; },
+       "another kind of processor"},
       {"big-endian", [](E& e) { e.header.ident[kElfIdentData] = 2; }, "another kind of processor"},
       {"ARM64", [](E& e) { e.header.machine = 183; }, "another kind of processor"},
       {"shared object", [](E& e) { e.header.type = kElfTypeDyn; }, "position-independent"},
       {"relocatable object", [](E& e) { e.header.type = 1; }, "object file"},
-      {"program of an OS", [](E& e) { e.Notes(ByteVector(8)).header.type = kElfSegmentInterp; }, "operating system"},
+      {"program of an OS", [](E& e) { e.Notes(ByteVector(8)).header.type = kElfSegmentInterp; },
+       "operating system"},
       {"65535 program headers", [](E& e) { e.header.phnum = 0xffff; }, "65535 program headers"},
       {"257 program headers", [](E& e) { e.header.phnum = 257; }, "257 program headers"},
       {"table one byte over the end", [](E& e) { e.header.phoff = 0x4841; }, "ends after"},
@@ -167,8 +190,10 @@ TEST_CASE("elf: every number that does not fit file or RAM is refused with its c
       {"header size 32", [](E& e) { e.header.phentsize = 32; }, "32 bytes instead of 56"},
       {"table beyond the end", [](E& e) { e.header.phoff = 0x100000; }, "ends after"},
       {"table wraps", [](E& e) { e.header.phoff = UINT64_MAX - 8; }, "ends after"},
-      {"file size over memory size", [](E& e) { e.segments[0].header.memsz = 0x2fff; }, "larger in the file"},
-      {"offset beyond the end", [](E& e) { e.segments[0].header.offset = 0x100000; }, "beyond the end"},
+      {"file size over memory size", [](E& e) { e.segments[0].header.memsz = 0x2fff; },
+       "larger in the file"},
+      {"offset beyond the end", [](E& e) { e.segments[0].header.offset = 0x100000; },
+       "beyond the end"},
       {"offset wraps", [](E& e) { e.segments[0].header.offset = UINT64_MAX; }, "beyond the end"},
       {"file size wraps",
        [](E& e) {
@@ -178,17 +203,27 @@ TEST_CASE("elf: every number that does not fit file or RAM is refused with its c
        "beyond the end"},
       {"memory size 2^64-1", [](E& e) { e.segments[1].header.memsz = UINT64_MAX; }, "wants"},
       {"address in the loader's area", [](E& e) { e.segments[0].header.paddr = 0x7000; }, "wants"},
-      {"ends above RAM by one byte", [](E& e) { e.segments[1].header.memsz = 64 * kMiB - 0x1200000 + 1; }, "wants"},
-      {"address at 2^64 - 4096", [](E& e) { e.segments[0].header.paddr = 0xfffffffffffff000; }, "wants"},
-      {"address in the device hole", [](E& e) { e.segments[0].header.paddr = 0xd0000000; }, "1 MiB to 3 GiB"},
-      {"address above 4 GiB", [](E& e) { e.segments[0].header.paddr = 0x100000000; }, "1 MiB to 3 GiB"},
+      {"ends above RAM by one byte",
+       [](E& e) { e.segments[1].header.memsz = 64 * kMiB - 0x1200000 + 1; }, "wants"},
+      {"address at 2^64 - 4096", [](E& e) { e.segments[0].header.paddr = 0xfffffffffffff000; },
+       "wants"},
+      {"address in the device hole", [](E& e) { e.segments[0].header.paddr = 0xd0000000; },
+       "1 MiB to 3 GiB"},
+      {"address above 4 GiB", [](E& e) { e.segments[0].header.paddr = 0x100000000; },
+       "1 MiB to 3 GiB"},
       {"entry outside", [](E& e) { e.header.entry = 0x2000000; }, "in no segment"},
       {"entry in .bss", [](E& e) { e.header.entry = 0x1201800; }, "in no segment"},
       {"entry 0", [](E& e) { e.header.entry = 0; }, "in no segment"},
       {"PVH entry outside", [](E& e) { e.PvhNote(0x123); }, "in no segment"},
-      {"notes of 4 GiB", [](E& e) { e.Notes(ByteVector(16)).header.filesz = std::uint64_t{1} << 32; }, "bytes of notes"},
-      {"notes beyond the end", [](E& e) { e.Notes(ByteVector(16)).header.offset = 0x8000; }, "ends after"},
-      {"nothing to load", [](E& e) { e.segments.erase(e.segments.begin(), e.segments.end()), e.Notes(ByteVector(16)); },
+      {"notes of 4 GiB",
+       [](E& e) { e.Notes(ByteVector(16)).header.filesz = std::uint64_t{1} << 32; },
+       "bytes of notes"},
+      {"notes beyond the end", [](E& e) { e.Notes(ByteVector(16)).header.offset = 0x8000; },
+       "ends after"},
+      {"nothing to load",
+       [](E& e) {
+         e.segments.erase(e.segments.begin(), e.segments.end()), e.Notes(ByteVector(16));
+       },
        "nothing to load"},
   };
   const auto memory = MakeMemory(64 * kMiB, 64 * kMiB);
@@ -235,7 +270,10 @@ TEST_CASE("kernel: what is no kernel is named") {
       {"", "is empty"},
       {"x", "neither a bzImage nor an ELF"},
       {std::string("\x1f\x8b\x08\x00", 4), "gzip"},
-      {std::string("\xfd" "7zXZ\0", 6), "xz archive"},
+      {std::string("\xfd"
+                   "7zXZ\0",
+                   6),
+       "xz archive"},
       {"\x28\xb5\x2f\xfd", "zstd"},
       {"BZh91AY", "bzip2"},
       {"070701000", "initramfs"},
@@ -249,7 +287,8 @@ TEST_CASE("kernel: what is no kernel is named") {
   };
   for (const Sample& sample : samples) {
     CAPTURE(sample.expected);
-    const auto kernel = LoadKernel(Image::FromBytes(std::as_bytes(std::span(sample.bytes)), "f", "kernel"), *memory);
+    const auto kernel = LoadKernel(
+        Image::FromBytes(std::as_bytes(std::span(sample.bytes)), "f", "kernel"), *memory);
     REQUIRE_FALSE(kernel);
     CAPTURE(kernel.error().cause);
     CHECK(kernel.error().cause.find(sample.expected) != std::string::npos);

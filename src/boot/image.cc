@@ -32,7 +32,9 @@ Result<void> ReadFully(int fd, void* to, std::size_t length, std::uint64_t offse
   return {};
 }
 
-std::string Name(const char* what, const std::string& name) { return std::string(what) + " '" + Escaped(name) + "'"; }
+std::string Name(const char* what, const std::string& name) {
+  return std::string(what) + " '" + Escaped(name) + "'";
+}
 
 }  // namespace
 
@@ -40,8 +42,9 @@ Outcome<Image> Image::Open(const std::string& path, const char* what) {
   // O_NONBLOCK: opening a FIFO nobody writes to must fail below, not hang here.
   Fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!fd.valid()) {
-    return ConfigFailure("cannot open " + Name(what, path) + ": " + strerrordesc_np(errno),
-                         errno == EACCES ? "make the file readable for this user" : "check the path");
+    return ConfigFailure(
+        "cannot open " + Name(what, path) + ": " + strerrordesc_np(errno),
+        errno == EACCES ? "make the file readable for this user" : "check the path");
   }
   return FromFd(std::move(fd), path, what);
 }
@@ -52,7 +55,8 @@ Outcome<Image> Image::FromFd(Fd fd, std::string name, const char* what) {
     return HostFailure("cannot examine " + Name(what, name) + ": " + strerrordesc_np(errno));
   }
   if (!S_ISREG(info.st_mode)) {
-    return ConfigFailure(Name(what, name) + " is not a regular file", "give the path of an image file");
+    return ConfigFailure(Name(what, name) + " is not a regular file",
+                         "give the path of an image file");
   }
   Image image;
   image.fd_ = std::move(fd);
@@ -71,7 +75,9 @@ Image Image::FromBytes(std::span<const std::byte> bytes, std::string name, const
   return image;
 }
 
-std::string Image::Label() const { return Name(what_, name_); }
+std::string Image::Label() const {
+  return Name(what_, name_);
+}
 
 Result<void> Image::Read(std::uint64_t offset, std::span<std::byte> to) const {
   if (!Fits(offset, to.size())) return Err(Errc::kBadFormat, "read beyond the end of the image");
@@ -81,8 +87,8 @@ Result<void> Image::Read(std::uint64_t offset, std::span<std::byte> to) const {
   return {};
 }
 
-Result<void> Image::ReadInto(const memory::GuestMemory& memory, memory::Gpa gpa, std::uint64_t offset,
-                             std::uint64_t length) const {
+Result<void> Image::ReadInto(const memory::GuestMemory& memory, memory::Gpa gpa,
+                             std::uint64_t offset, std::uint64_t length) const {
   if (!Fits(offset, length)) return Err(Errc::kBadFormat, "read beyond the end of the image");
   if (!fd_.valid()) return memory.CopyIn(gpa, bytes_.subspan(offset, length));
   while (length != 0) {

@@ -1,13 +1,15 @@
 #pragma once
 
-// Image: the bytes of a kernel or initrd: a regular file, or a span of this process's memory (the built-in guest).
-// Nothing in it is trusted: every read is checked against the size taken when it was opened, and a file that shrinks meanwhile
-// is an error, not zeros.
+// Image: the bytes of a kernel or initrd: a regular file, or a span of this process's memory (the
+// built-in guest). Nothing in it is trusted: every read is checked against the size taken when it
+// was opened, and a file that shrinks meanwhile is an error, not zeros.
 //
 //   Image image = TRY_OUTCOME(Image::Open("vmlinux", "kernel"));
-//   Result<void> r = image.ReadInto(memory, Gpa(0x100000), offset, length);   // straight into guest memory, no copy between
+//   Result<void> r = image.ReadInto(memory, Gpa(0x100000), offset, length);   // straight into
+//   guest memory, no copy between
 //
-// Ownership: Open and FromFd own or borrow a descriptor; FromBytes borrows the span. Threads: const, pread only: any.
+// Ownership: Open and FromFd own or borrow a descriptor; FromBytes borrows the span. Threads:
+// const, pread only: any.
 
 #include <cstddef>
 #include <cstdint>
@@ -27,7 +29,8 @@ class Image {
   [[nodiscard]] static Outcome<Image> Open(const std::string& path, const char* what);
   // `name` is for messages.
   [[nodiscard]] static Outcome<Image> FromFd(Fd fd, std::string name, const char* what);
-  [[nodiscard]] static Image FromBytes(std::span<const std::byte> bytes, std::string name, const char* what);
+  [[nodiscard]] static Image FromBytes(std::span<const std::byte> bytes, std::string name,
+                                       const char* what);
 
   [[nodiscard]] std::uint64_t size() const { return size_; }
   // "kernel 'path'".

@@ -31,8 +31,8 @@ TEST_CASE("image: reads are checked against the size") {
   const ByteVector bytes(100, std::byte{7});
   for (const bool from_file : {false, true}) {
     CAPTURE(from_file);
-    const Image image =
-        from_file ? Image::FromFd(MakeFile(100), "f", "kernel").value() : Image::FromBytes(bytes, "f", "kernel");
+    const Image image = from_file ? Image::FromFd(MakeFile(100), "f", "kernel").value()
+                                  : Image::FromBytes(bytes, "f", "kernel");
     CHECK(image.size() == 100);
     ByteVector out(10);
     CHECK(image.Read(90, out));
@@ -76,12 +76,14 @@ TEST_CASE("image: a file that shrinks meanwhile is an error, not zeros") {
   CHECK(read.error().code == Errc::kBadFormat);
 }
 
-TEST_CASE("image: paths that are no readable file are refused with the next step, without waiting") {
+TEST_CASE(
+    "image: paths that are no readable file are refused with the next step, without waiting") {
   char folder[] = "/tmp/postern_image_test_XXXXXX";
   REQUIRE(mkdtemp(folder) != nullptr);
   const std::string fifo = std::string(folder) + "/fifo";
   REQUIRE(mkfifo(fifo.c_str(), 0600) == 0);
-  for (const std::string& path : {std::string(folder) + "/none", std::string(folder), fifo, std::string("/dev/null"), std::string()}) {
+  for (const std::string& path : {std::string(folder) + "/none", std::string(folder), fifo,
+                                  std::string("/dev/null"), std::string()}) {
     CAPTURE(path);
     const auto image = Image::Open(path, "initrd");
     REQUIRE_FALSE(image);

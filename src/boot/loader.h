@@ -2,12 +2,13 @@
 
 // LoadKernel: puts a kernel image into guest memory and says how to enter it.
 //
-// Understands: bzImage of boot protocol 2.12 and later with a 64-bit entry point (the compressed form every distribution ships);
-// ELF64 x86-64 executables (vmlinux), by PVH if they carry the note XEN_ELFNOTE_PHYS32_ENTRY, by the 64-bit boot protocol else.
-// Anything else is refused with what it looks like and what to do.
-// Needs guest memory that still reads zero: the zero-filled tails of segments (.bss) are not written.
-// Every number of the image is checked against its size and against RAM before it is used.
-// Sources: Linux Documentation/arch/x86/boot.rst; ELF-64 Object File Format 1.5; Xen include/public/elfnote.h.
+// Understands: bzImage of boot protocol 2.12 and later with a 64-bit entry point (the compressed
+// form every distribution ships); ELF64 x86-64 executables (vmlinux), by PVH if they carry the note
+// XEN_ELFNOTE_PHYS32_ENTRY, by the 64-bit boot protocol else. Anything else is refused with what it
+// looks like and what to do. Needs guest memory that still reads zero: the zero-filled tails of
+// segments (.bss) are not written. Every number of the image is checked against its size and
+// against RAM before it is used. Sources: Linux Documentation/arch/x86/boot.rst; ELF-64 Object File
+// Format 1.5; Xen include/public/elfnote.h.
 
 #include <cstdint>
 #include <optional>
@@ -26,7 +27,8 @@ struct LoadedKernel {
   Protocol protocol = Protocol::kLinux64;
   memory::Gpa entry;
   memory::Gpa start;  // lowest byte the kernel occupies
-  memory::Gpa end;    // first byte above what the kernel needs before it has read the memory map (.bss, init_size)
+  memory::Gpa end;    // first byte above what the kernel needs before it has read the memory map
+                      // (.bss, init_size)
   // bzImage: its own header, which boot_params must repeat. Absent for ELF.
   std::optional<SetupHeader> setup;
   // The longest command line the kernel takes, without the NUL.
@@ -43,7 +45,8 @@ struct LoadOptions {
   bool ignore_pvh = false;
 };
 
-[[nodiscard]] Outcome<LoadedKernel> LoadKernel(const Image& image, const memory::GuestMemory& memory,
+[[nodiscard]] Outcome<LoadedKernel> LoadKernel(const Image& image,
+                                               const memory::GuestMemory& memory,
                                                const LoadOptions& options = {});
 
 struct LoadedInitrd {
@@ -51,7 +54,8 @@ struct LoadedInitrd {
   std::uint64_t size = 0;
 };
 // As high in low RAM as the kernel allows, above the kernel, page-aligned.
-[[nodiscard]] Outcome<LoadedInitrd> LoadInitrd(const Image& image, const memory::GuestMemory& memory,
+[[nodiscard]] Outcome<LoadedInitrd> LoadInitrd(const Image& image,
+                                               const memory::GuestMemory& memory,
                                                const LoadedKernel& kernel);
 
 }  // namespace postern::boot

@@ -1,6 +1,7 @@
 #pragma once
 
-// The structures of the PVH direct-boot protocol (Xen include/public/arch-x86/hvm/start_info.h, version 1; docs/misc/pvh.pandoc).
+// The structures of the PVH direct-boot protocol (Xen include/public/arch-x86/hvm/start_info.h,
+// version 1; docs/misc/pvh.pandoc).
 
 #include <cstddef>
 #include <cstdint>

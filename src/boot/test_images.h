@@ -26,18 +26,22 @@ void PutAt(ByteVector& bytes, std::size_t offset, const T& value) {
 inline memory::GuestMemoryPtr MakeMemory(std::uint64_t low, std::uint64_t high = 0) {
   std::vector<memory::RegionPtr> regions;
   regions.push_back(memory::Region::Create(memory::Gpa(0), low, {}).value());
-  if (high != 0) regions.push_back(memory::Region::Create(memory::Gpa(0x100000000), high, {}).value());
+  if (high != 0)
+    regions.push_back(memory::Region::Create(memory::Gpa(0x100000000), high, {}).value());
   return memory::GuestMemory::Create(std::move(regions)).value();
 }
 
-inline ByteVector Peek(const memory::GuestMemory& memory, std::uint64_t address, std::size_t length) {
+inline ByteVector Peek(const memory::GuestMemory& memory, std::uint64_t address,
+                       std::size_t length) {
   ByteVector bytes(length);
   if (!memory.CopyOut(memory::Gpa(address), bytes)) bytes.clear();
   return bytes;
 }
 
 // Byte i of the contents of segment `tag`: a pattern in which a shift or a swap shows.
-inline std::byte Pattern(std::uint64_t tag, std::uint64_t i) { return static_cast<std::byte>(tag * 31 + i * 7 + i / 256); }
+inline std::byte Pattern(std::uint64_t tag, std::uint64_t i) {
+  return static_cast<std::byte>(tag * 31 + i * 7 + i / 256);
+}
 
 // An ELF64 x86-64 executable; every number can be made wrong before Build.
 struct ElfImage {
@@ -68,12 +72,13 @@ struct ElfImage {
     segment.header.vaddr = paddr + 0xffffffff80000000;
     segment.header.memsz = memsz;
     segment.header.align = 0x1000;
-    for (std::size_t i = 0; i < filesz; ++i) segment.contents.push_back(Pattern(segments.size(), i));
+    for (std::size_t i = 0; i < filesz; ++i)
+      segment.contents.push_back(Pattern(segments.size(), i));
     return segments.emplace_back(std::move(segment));
   }
 
-  static void AppendNote(ByteVector& notes, const std::string& name, std::uint32_t type, std::span<const std::byte> desc,
-                         std::size_t alignment = 4) {
+  static void AppendNote(ByteVector& notes, const std::string& name, std::uint32_t type,
+                         std::span<const std::byte> desc, std::size_t alignment = 4) {
     ElfNoteHeader note{};
     note.namesz = static_cast<std::uint32_t>(name.size());
     note.descsz = static_cast<std::uint32_t>(desc.size());
@@ -98,12 +103,14 @@ struct ElfImage {
     ByteVector desc(desc_size);
     std::memcpy(desc.data(), &entry, std::min<std::size_t>(desc_size, sizeof(entry)));
     ByteVector notes;
-    AppendNote(notes, std::string("GNU", 4), 3, ByteVector(20), alignment);  // a build id comes first in a vmlinux
+    AppendNote(notes, std::string("GNU", 4), 3, ByteVector(20),
+               alignment);  // a build id comes first in a vmlinux
     AppendNote(notes, std::string("Xen", 4), kXenNotePhys32Entry, desc, alignment);
     return Notes(std::move(notes), alignment);
   }
 
-  // Contents follow the program headers in order; offsets and file sizes are filled where they are zero.
+  // Contents follow the program headers in order; offsets and file sizes are filled where they are
+  // zero.
   [[nodiscard]] ByteVector Build() const {
     ByteVector bytes;
     Elf64Header out = header;
@@ -147,7 +154,9 @@ struct BzImage {
     header.syssize = static_cast<std::uint32_t>(protected_mode / 16);
   }
 
-  [[nodiscard]] std::size_t SetupSize() const { return (header.setup_sects == 0 ? 5U : header.setup_sects + 1U) * 512U; }
+  [[nodiscard]] std::size_t SetupSize() const {
+    return (header.setup_sects == 0 ? 5U : header.setup_sects + 1U) * 512U;
+  }
 
   [[nodiscard]] ByteVector Build() const {
     ByteVector bytes(SetupSize());

@@ -64,21 +64,28 @@ Vendor VendorOf(std::span<const CpuidEntry> entries) {
   for (const CpuidEntry& entry : entries) {
     if (entry.function != 0) continue;
     // "GenuineIntel", "AuthenticAMD", "HygonGenuine": four letters in each of EBX, EDX, ECX.
-    if (entry.ebx == 0x756e6547 && entry.edx == 0x49656e69 && entry.ecx == 0x6c65746e) return Vendor::kIntel;
-    if (entry.ebx == 0x68747541 && entry.edx == 0x69746e65 && entry.ecx == 0x444d4163) return Vendor::kAmd;
-    if (entry.ebx == 0x6f677948 && entry.edx == 0x6e65476e && entry.ecx == 0x656e6975) return Vendor::kAmd;
+    if (entry.ebx == 0x756e6547 && entry.edx == 0x49656e69 && entry.ecx == 0x6c65746e)
+      return Vendor::kIntel;
+    if (entry.ebx == 0x68747541 && entry.edx == 0x69746e65 && entry.ecx == 0x444d4163)
+      return Vendor::kAmd;
+    if (entry.ebx == 0x6f677948 && entry.edx == 0x6e65476e && entry.ecx == 0x656e6975)
+      return Vendor::kAmd;
   }
   return Vendor::kOther;
 }
 
-CpuidEntry* Find(std::vector<CpuidEntry>& entries, std::uint32_t function, std::uint32_t index = 0) {
+CpuidEntry* Find(std::vector<CpuidEntry>& entries, std::uint32_t function,
+                 std::uint32_t index = 0) {
   for (CpuidEntry& entry : entries) {
-    if (entry.function == function && ((entry.flags & kIndexSignificant) == 0 || entry.index == index)) return &entry;
+    if (entry.function == function &&
+        ((entry.flags & kIndexSignificant) == 0 || entry.index == index))
+      return &entry;
   }
   return nullptr;
 }
 
-CpuidEntry& FindOrAdd(std::vector<CpuidEntry>& entries, std::uint32_t function, std::uint32_t index = 0) {
+CpuidEntry& FindOrAdd(std::vector<CpuidEntry>& entries, std::uint32_t function,
+                      std::uint32_t index = 0) {
   if (CpuidEntry* found = Find(entries, function, index)) return *found;
   CpuidEntry entry;
   entry.function = function;
@@ -88,13 +95,16 @@ CpuidEntry& FindOrAdd(std::vector<CpuidEntry>& entries, std::uint32_t function, 
 }
 
 void Remove(std::vector<CpuidEntry>& entries, std::uint32_t function) {
-  std::erase_if(entries, [function](const CpuidEntry& entry) { return entry.function == function; });
+  std::erase_if(entries,
+                [function](const CpuidEntry& entry) { return entry.function == function; });
 }
 
-// SDM vol. 2A, leaf 0BH: EAX = how far to shift the x2APIC id right to get the id of the next level up.
-void AddTopology(std::vector<CpuidEntry>& entries, std::uint32_t function, const CpuidOptions& options,
-                 std::uint32_t core_shift) {
-  const auto add = [&](std::uint32_t index, std::uint32_t shift, std::uint32_t processors, std::uint32_t type) {
+// SDM vol. 2A, leaf 0BH: EAX = how far to shift the x2APIC id right to get the id of the next level
+// up.
+void AddTopology(std::vector<CpuidEntry>& entries, std::uint32_t function,
+                 const CpuidOptions& options, std::uint32_t core_shift) {
+  const auto add = [&](std::uint32_t index, std::uint32_t shift, std::uint32_t processors,
+                       std::uint32_t type) {
     CpuidEntry entry;
     entry.function = function;
     entry.index = index;
@@ -135,7 +145,8 @@ void SetBasicFeatures(CpuidEntry& entry, const CpuidOptions& options, std::uint3
   entry.edx = edx.raw;
 }
 
-void SetAmdTopology(std::vector<CpuidEntry>& entries, const CpuidOptions& options, std::uint32_t core_shift) {
+void SetAmdTopology(std::vector<CpuidEntry>& entries, const CpuidOptions& options,
+                    std::uint32_t core_shift) {
   if (CpuidEntry* features = Find(entries, 0x80000001)) {
     ExtFeaturesEcx ecx{{features->ecx}};
     ecx.Set<ExtFeaturesEcx::CmpLegacy>(options.count > 1);
@@ -162,8 +173,9 @@ void SetFrequencies(std::vector<CpuidEntry>& entries, const CpuidOptions& option
   Remove(entries, kLeafFrequency);
   if (options.tsc_khz == 0) return;
   if (vendor == Vendor::kIntel && max_basic >= kLeafTsc && options.apic_bus_hz >= 1000) {
-    // Linux takes the crystal (ECX) for the frequency of the APIC timer, and ECX * EBX / EAX for the TSC's: so the crystal has to
-    // be the APIC bus clock. Leaf 0x16 stays empty: it would be believed only where 0x15 is missing.
+    // Linux takes the crystal (ECX) for the frequency of the APIC timer, and ECX * EBX / EAX for
+    // the TSC's: so the crystal has to be the APIC bus clock. Leaf 0x16 stays empty: it would be
+    // believed only where 0x15 is missing.
     CpuidEntry& tsc = FindOrAdd(entries, kLeafTsc);
     tsc.eax = options.apic_bus_hz / 1000;
     tsc.ebx = options.tsc_khz;
@@ -203,7 +215,8 @@ void Apply(const CpuidOverride& change, std::vector<CpuidEntry>& entries) {
 
 }  // namespace
 
-std::vector<CpuidEntry> BuildCpuid(std::span<const CpuidEntry> supported, const CpuidOptions& options) {
+std::vector<CpuidEntry> BuildCpuid(std::span<const CpuidEntry> supported,
+                                   const CpuidOptions& options) {
   CHECK(options.count >= 1 && options.count <= kMaxCpus && options.index < options.count);
   std::vector<CpuidEntry> entries(supported.begin(), supported.end());
   // APIC ids are the vCPU indices, so a package takes the next power of two of them.
@@ -248,7 +261,8 @@ std::vector<CpuidEntry> BuildCpuid(std::span<const CpuidEntry> supported, const 
   if (!options.nested) Remove(entries, kLeafSvm);
   if (vendor == Vendor::kAmd) SetAmdTopology(entries, options, core_shift);
 
-  // Documentation/virt/kvm/x86/cpuid.rst: the signature leaf. Kernels old enough report EAX 0 and mean 0x40000001.
+  // Documentation/virt/kvm/x86/cpuid.rst: the signature leaf. Kernels old enough report EAX 0 and
+  // mean 0x40000001.
   if (CpuidEntry* hypervisor = Find(entries, kLeafHypervisor)) {
     hypervisor->eax = std::max(hypervisor->eax, kLeafHypervisorFeatures);
   }
@@ -265,7 +279,8 @@ std::vector<CpuidEntry> BuildCpuid(std::span<const CpuidEntry> supported, const 
 unsigned PhysicalAddressBits(std::span<const CpuidEntry> entries) {
   for (const CpuidEntry& entry : entries) {
     if (entry.function != 0x80000008) continue;
-    const auto bits = static_cast<unsigned>(CapacityEax{{entry.eax}}.Get<CapacityEax::PhysicalBits>());
+    const auto bits =
+        static_cast<unsigned>(CapacityEax{{entry.eax}}.Get<CapacityEax::PhysicalBits>());
     // SDM: 52 bits is the architectural limit.
     if (bits >= 32 && bits <= 52) return bits;
   }
@@ -274,7 +289,8 @@ unsigned PhysicalAddressBits(std::span<const CpuidEntry> entries) {
 
 bool HasGigabytePages(std::span<const CpuidEntry> entries) {
   return std::any_of(entries.begin(), entries.end(), [](const CpuidEntry& entry) {
-    return entry.function == 0x80000001 && ExtFeaturesEdx{{entry.edx}}.Get<ExtFeaturesEdx::GigabytePages>();
+    return entry.function == 0x80000001 &&
+           ExtFeaturesEdx{{entry.edx}}.Get<ExtFeaturesEdx::GigabytePages>();
   });
 }
 

@@ -12,11 +12,12 @@ namespace {
 
 using Entries = std::vector<CpuidEntry>;
 
-CpuidEntry Leaf(std::uint32_t function, std::uint32_t eax, std::uint32_t ebx = 0, std::uint32_t ecx = 0, std::uint32_t edx = 0) {
+CpuidEntry Leaf(std::uint32_t function, std::uint32_t eax, std::uint32_t ebx = 0,
+                std::uint32_t ecx = 0, std::uint32_t edx = 0) {
   return {function, 0, 0, eax, ebx, ecx, edx};
 }
-CpuidEntry Sub(std::uint32_t function, std::uint32_t index, std::uint32_t eax, std::uint32_t ebx = 0, std::uint32_t ecx = 0,
-               std::uint32_t edx = 0) {
+CpuidEntry Sub(std::uint32_t function, std::uint32_t index, std::uint32_t eax,
+               std::uint32_t ebx = 0, std::uint32_t ecx = 0, std::uint32_t edx = 0) {
   return {function, index, kIndexSignificant, eax, ebx, ecx, edx};
 }
 
@@ -61,7 +62,8 @@ Entries Amd() {
           Sub(0x80000026, 0, 1, 2, 0x100, 0x1b)};
 }
 
-std::optional<CpuidEntry> Find(const Entries& entries, std::uint32_t function, std::uint32_t index = 0) {
+std::optional<CpuidEntry> Find(const Entries& entries, std::uint32_t function,
+                               std::uint32_t index = 0) {
   for (const CpuidEntry& entry : entries) {
     if (entry.function == function && entry.index == index) return entry;
   }
@@ -157,7 +159,10 @@ TEST_CASE("cpuid: frequencies are told where they are believed, and never the ho
 
 TEST_CASE("cpuid: TSC deadline and nested virtualisation are on when asked for") {
   const auto ecx = [](bool deadline, bool nested) {
-    return Get(BuildCpuid(Intel(), {.index = 0, .count = 1, .tsc_deadline = deadline, .nested = nested}), 1).ecx;
+    return Get(BuildCpuid(Intel(),
+                          {.index = 0, .count = 1, .tsc_deadline = deadline, .nested = nested}),
+               1)
+        .ecx;
   };
   CHECK((ecx(true, false) >> 24 & 1) == 1);
   // Without the capability the bit stays as KVM reported it.
@@ -174,9 +179,17 @@ TEST_CASE("cpuid: TSC deadline and nested virtualisation are on when asked for")
 
 TEST_CASE("cpuid: overrides come last and may add leaves") {
   const CpuidOverride changes[] = {
-      {.function = 7, .index = 0, .reg = CpuidOverride::Register::kEcx, .set = 1U << 28, .clear = 1U << 1},
+      {.function = 7,
+       .index = 0,
+       .reg = CpuidOverride::Register::kEcx,
+       .set = 1U << 28,
+       .clear = 1U << 1},
       {.function = 0x19, .index = 2, .reg = CpuidOverride::Register::kEdx, .set = 7, .clear = 0},
-      {.function = 1, .index = 0, .reg = CpuidOverride::Register::kEcx, .set = 0, .clear = 1U << 31},
+      {.function = 1,
+       .index = 0,
+       .reg = CpuidOverride::Register::kEcx,
+       .set = 0,
+       .clear = 1U << 31},
   };
   const Entries entries = BuildCpuid(Intel(), {.index = 0, .count = 1, .overrides = changes});
   CHECK(Get(entries, 7, 0).ecx == ((0x1b415fee | 1U << 28) & ~(1U << 1)));
@@ -192,9 +205,10 @@ TEST_CASE("cpuid: leaves of no concern pass unchanged, none twice, sorted") {
   CHECK(Get(entries, 7, 1) == Intel()[8]);
   std::set<std::pair<std::uint32_t, std::uint32_t>> seen;
   for (const CpuidEntry& entry : entries) CHECK(seen.emplace(entry.function, entry.index).second);
-  CHECK(std::is_sorted(entries.begin(), entries.end(), [](const CpuidEntry& a, const CpuidEntry& b) {
-    return std::pair(a.function, a.index) < std::pair(b.function, b.index);
-  }));
+  CHECK(
+      std::is_sorted(entries.begin(), entries.end(), [](const CpuidEntry& a, const CpuidEntry& b) {
+        return std::pair(a.function, a.index) < std::pair(b.function, b.index);
+      }));
 }
 
 TEST_CASE("cpuid: a KVM that supports next to nothing still gives a topology") {
@@ -202,7 +216,8 @@ TEST_CASE("cpuid: a KVM that supports next to nothing still gives a topology") {
   CHECK(Get(entries, 0).eax == 0xb);
   CHECK(Get(entries, 0xb, 1).edx == 1);
   CHECK_FALSE(Find(entries, 0x1f));
-  const Entries old = BuildCpuid(Entries{Leaf(0x40000000, 0, 0x4b4d564b, 0x564b4d56, 0x4d)}, {.index = 0, .count = 1});
+  const Entries old = BuildCpuid(Entries{Leaf(0x40000000, 0, 0x4b4d564b, 0x564b4d56, 0x4d)},
+                                 {.index = 0, .count = 1});
   CHECK(Get(old, 0x40000000).eax == 0x40000001);
 }
 

@@ -69,14 +69,16 @@ constexpr Segment Absent() {
 constexpr std::uint64_t Encode(const Segment& segment) {
   const std::uint64_t limit = segment.g != 0 ? segment.limit >> 12 : segment.limit;
   const std::uint64_t flags = std::uint64_t{segment.type} | std::uint64_t{segment.s} << 4 |
-                              std::uint64_t{segment.dpl} << 5 | std::uint64_t{segment.present} << 7 |
+                              std::uint64_t{segment.dpl} << 5 |
+                              std::uint64_t{segment.present} << 7 |
                               std::uint64_t{segment.avl} << 12 | std::uint64_t{segment.l} << 13 |
                               std::uint64_t{segment.db} << 14 | std::uint64_t{segment.g} << 15;
-  return (limit & 0xffff) | (segment.base & 0xffffff) << 16 | flags << 40 | (limit >> 16 & 0xf) << 48 |
-         (segment.base >> 24 & 0xff) << 56;
+  return (limit & 0xffff) | (segment.base & 0xffffff) << 16 | flags << 40 |
+         (limit >> 16 & 0xf) << 48 | (segment.base >> 24 & 0xff) << 56;
 }
 
-// The TSS descriptor takes two entries in long mode (SDM 7.2.3); the upper half is zero for a base below 4 GiB.
+// The TSS descriptor takes two entries in long mode (SDM 7.2.3); the upper half is zero for a base
+// below 4 GiB.
 constexpr std::array<std::uint64_t, 6> kGdtEntries = {
     0,
     Encode(Flat(kSelectorCode32, kTypeCode, false)),
@@ -137,12 +139,15 @@ InitialState PvhState(std::uint64_t entry, std::uint64_t start_info) {
   state.regs.rbx = start_info;
   state.regs.rflags = kRflagsFixed;
   state.sregs = CommonSregs(Flat(kSelectorCode32, kTypeCode, false));
-  // pvh.pandoc: CR0 has PE set and all other writable bits clear; CR4 is 0. ET reads as 1 on every processor that has long mode.
+  // pvh.pandoc: CR0 has PE set and all other writable bits clear; CR4 is 0. ET reads as 1 on every
+  // processor that has long mode.
   state.sregs.cr0 = kCr0Et | kCr0Pe;
   return state;
 }
 
-Result<void> WriteGdt(const GuestMemory& memory) { return WriteWords(memory, kGdt, kGdtEntries); }
+Result<void> WriteGdt(const GuestMemory& memory) {
+  return WriteWords(memory, kGdt, kGdtEntries);
+}
 
 Result<void> WritePageTables(const GuestMemory& memory, PageSize size) {
   TRY(memory.Write(Gpa(kPml4), le64(kPdpt | kPtePresentWritable)));
@@ -167,9 +172,11 @@ std::span<const Msr> InitialMsrs() {
   constexpr std::uint32_t kMtrrDefType = 0x2ff;
   constexpr std::uint32_t kMiscEnable = 0x1a0;
   static constexpr std::array<Msr, 2> kMsrs = {{
-      // SDM vol. 3A 12.11.2.1: MTRRs enabled, default type write-back. Without a variable range all of memory is cached, as it is.
+      // SDM vol. 3A 12.11.2.1: MTRRs enabled, default type write-back. Without a variable range all
+      // of memory is cached, as it is.
       {kMtrrDefType, 1U << 11 | 6U, true},
-      // Fast strings: without the bit Linux believes the firmware turned them off and stops using `rep movs`. Processors without
+      // Fast strings: without the bit Linux believes the firmware turned them off and stops using
+      // `rep movs`. Processors without
       // the MSR (AMD) get it from KVM as a plain value, other hosts may refuse.
       {kMiscEnable, 1U, false},
   }};

@@ -41,8 +41,8 @@ TEST_CASE("regs: the page tables map the first 4 GiB to themselves and nothing e
     const auto memory = MakeMemory(1 * kMiB);
     REQUIRE(WritePageTables(*memory, size));
     for (const std::uint64_t address :
-         {std::uint64_t{0}, kZeroPage, std::uint64_t{0x1fffff}, std::uint64_t{0x200000}, 1 * kGiB - 1, 1 * kGiB, 2 * kGiB + 12345,
-          4 * kGiB - 1}) {
+         {std::uint64_t{0}, kZeroPage, std::uint64_t{0x1fffff}, std::uint64_t{0x200000},
+          1 * kGiB - 1, 1 * kGiB, 2 * kGiB + 12345, 4 * kGiB - 1}) {
       CAPTURE(address);
       CHECK(Translate(*memory, address) == address);
     }
@@ -58,11 +58,13 @@ TEST_CASE("regs: the page tables map the first 4 GiB to themselves and nothing e
 TEST_CASE("regs: the GDT in memory agrees with the segments in the registers") {
   const auto memory = MakeMemory(1 * kMiB);
   REQUIRE(WriteGdt(*memory));
-  for (const InitialState& state : {Linux64State(0x1000200, kZeroPage), PvhState(0x1000000, kPvhStartInfo)}) {
+  for (const InitialState& state :
+       {Linux64State(0x1000200, kZeroPage), PvhState(0x1000000, kPvhStartInfo)}) {
     const Sregs& sregs = state.sregs;
     CHECK(sregs.gdt.base == kGdt);
     CHECK(Word(*memory, kGdt) == 0);
-    for (const Segment& segment : {sregs.cs, sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss, sregs.tr}) {
+    for (const Segment& segment :
+         {sregs.cs, sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss, sregs.tr}) {
       CAPTURE(segment.selector);
       CHECK(segment.selector + 7U <= sregs.gdt.limit);
       const std::uint64_t descriptor = Word(*memory, kGdt + segment.selector);
@@ -77,7 +79,9 @@ TEST_CASE("regs: the GDT in memory agrees with the segments in the registers") {
   }
 }
 
-TEST_CASE("regs: boot.rst: 64-bit entry: long mode, paging, CS 0x10, DS 0x18, %rsi = boot_params, interrupts off") {
+TEST_CASE(
+    "regs: boot.rst: 64-bit entry: long mode, paging, CS 0x10, DS 0x18, %rsi = boot_params, "
+    "interrupts off") {
   const InitialState state = Linux64State(0x1000200, kZeroPage);
   CHECK(state.regs.rip == 0x1000200);
   CHECK(state.regs.rsi == kZeroPage);

@@ -1,7 +1,8 @@
 #pragma once
 
-// Plain values of x86-64 processor state that the boot code computes and src/kvm hands to KVM: CPUID entries, MSRs, registers.
-// Names and meanings are the Intel SDM's; layouts are ours. Values; any thread.
+// Plain values of x86-64 processor state that the boot code computes and src/kvm hands to KVM:
+// CPUID entries, MSRs, registers. Names and meanings are the Intel SDM's; layouts are ours. Values;
+// any thread.
 
 #include <cstdint>
 
@@ -50,7 +51,8 @@ struct Regs {
   std::uint64_t rip = 0, rflags = 0;
 };
 
-// System registers. What is not here (apic_base, the interrupt bitmap, cr8) keeps the value KVM gave it.
+// System registers. What is not here (apic_base, the interrupt bitmap, cr8) keeps the value KVM
+// gave it.
 struct Sregs {
   Segment cs, ds, es, fs, gs, ss, tr, ldt;
   DescriptorTable gdt, idt;

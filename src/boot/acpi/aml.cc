@@ -20,10 +20,16 @@ void Put(std::vector<std::byte>& out, std::type_identity_t<T> value) {
   out.insert(out.end(), bytes.begin(), bytes.end());
 }
 
-void Put8(std::vector<std::byte>& out, std::uint8_t value) { out.push_back(std::byte{value}); }
+void Put8(std::vector<std::byte>& out, std::uint8_t value) {
+  out.push_back(std::byte{value});
+}
 
-constexpr bool IsLead(char c) { return (c >= 'A' && c <= 'Z') || c == '_'; }
-constexpr bool IsNameChar(char c) { return IsLead(c) || (c >= '0' && c <= '9'); }
+constexpr bool IsLead(char c) {
+  return (c >= 'A' && c <= 'Z') || c == '_';
+}
+constexpr bool IsNameChar(char c) {
+  return IsLead(c) || (c >= '0' && c <= '9');
+}
 
 // 20.2.2: one segment, padded with underscores.
 void PutSegment(std::vector<std::byte>& out, std::string_view name) {
@@ -42,16 +48,18 @@ std::uint8_t HexDigit(char c) {
   return static_cast<std::uint8_t>(c - 'A' + 10);
 }
 
-// 6.4.3.5, tables 6.46 to 6.48: resource type, general flags (producer, positive decode, both ends fixed), type-specific flags.
+// 6.4.3.5, tables 6.46 to 6.48: resource type, general flags (producer, positive decode, both ends
+// fixed), type-specific flags.
 constexpr std::uint8_t kSpaceMemory = 0;
 constexpr std::uint8_t kSpaceBus = 2;
 constexpr std::uint8_t kFixedProducer = 0x0c;
-// Not marked prefetchable, the 64-bit window neither: such a window would refuse BARs that are not, and one that is not takes both.
+// Not marked prefetchable, the 64-bit window neither: such a window would refuse BARs that are not,
+// and one that is not takes both.
 constexpr std::uint8_t kReadWrite = 0x01;
 
 template <typename T>
-void PutAddressSpace(std::vector<std::byte>& out, std::uint8_t tag, std::uint8_t type, std::uint8_t flags, T first,
-                     T last, T size) {
+void PutAddressSpace(std::vector<std::byte>& out, std::uint8_t tag, std::uint8_t type,
+                     std::uint8_t flags, T first, T last, T size) {
   Put8(out, tag);
   Put<std::uint16_t>(out, static_cast<std::uint16_t>(3 + 5 * sizeof(T)));
   Put8(out, type);
@@ -67,18 +75,21 @@ void PutAddressSpace(std::vector<std::byte>& out, std::uint8_t tag, std::uint8_t
 }  // namespace
 
 std::vector<std::byte> EncodePkgLength(std::size_t content) {
-  // 20.2.4: one byte holds 6 bits; otherwise the lead byte holds the low 4 and the number of bytes that follow.
+  // 20.2.4: one byte holds 6 bits; otherwise the lead byte holds the low 4 and the number of bytes
+  // that follow.
   std::vector<std::byte> out;
   if (content + 1 < (std::size_t{1} << 6)) {
     Put8(out, static_cast<std::uint8_t>(content + 1));
     return out;
   }
   std::size_t following = 1;
-  while (following < 3 && content + 1 + following >= (std::size_t{1} << (4 + 8 * following))) ++following;
+  while (following < 3 && content + 1 + following >= (std::size_t{1} << (4 + 8 * following)))
+    ++following;
   const std::size_t length = content + 1 + following;
   CHECK(length < (std::size_t{1} << 28));
   Put8(out, static_cast<std::uint8_t>((following << 6) | (length & 0xf)));
-  for (std::size_t i = 0; i < following; ++i) Put8(out, static_cast<std::uint8_t>((length >> (4 + 8 * i)) & 0xff));
+  for (std::size_t i = 0; i < following; ++i)
+    Put8(out, static_cast<std::uint8_t>((length >> (4 + 8 * i)) & 0xff));
   return out;
 }
 
@@ -118,12 +129,14 @@ Resources& Resources::BusNumbers(std::uint16_t first, std::uint16_t last) {
 }
 
 Resources& Resources::MemoryWindow32(std::uint32_t base, std::uint32_t size) {
-  PutAddressSpace<std::uint32_t>(bytes_, 0x87, kSpaceMemory, kReadWrite, base, base + (size - 1), size);
+  PutAddressSpace<std::uint32_t>(bytes_, 0x87, kSpaceMemory, kReadWrite, base, base + (size - 1),
+                                 size);
   return *this;
 }
 
 Resources& Resources::MemoryWindow64(std::uint64_t base, std::uint64_t size) {
-  PutAddressSpace<std::uint64_t>(bytes_, 0x8a, kSpaceMemory, kReadWrite, base, base + (size - 1), size);
+  PutAddressSpace<std::uint64_t>(bytes_, 0x8a, kSpaceMemory, kReadWrite, base, base + (size - 1),
+                                 size);
   return *this;
 }
 
@@ -141,7 +154,8 @@ void Aml::AppendPackage(std::initializer_list<std::uint8_t> opcode, const Aml& i
 }
 
 void Aml::NameString(std::string_view path) {
-  // 20.2.2: root or parent prefixes, then one segment, or two after 0x2e, or a counted number after 0x2f.
+  // 20.2.2: root or parent prefixes, then one segment, or two after 0x2e, or a counted number after
+  // 0x2f.
   while (!path.empty() && (path[0] == '\\' || path[0] == '^')) {
     Byte(static_cast<std::uint8_t>(path[0]));
     path.remove_prefix(1);
@@ -203,7 +217,8 @@ Aml& Aml::String(std::string_view text) {
 
 Aml& Aml::EisaId(std::string_view id) {
   CHECK(id.size() == 7);
-  // Three letters of 5 bits, four hexadecimal digits, most significant first; stored big-endian in a little-endian integer.
+  // Three letters of 5 bits, four hexadecimal digits, most significant first; stored big-endian in
+  // a little-endian integer.
   std::uint32_t value = 0;
   for (const char c : id.substr(0, 3)) {
     CHECK(c >= 'A' && c <= 'Z');
@@ -227,10 +242,12 @@ Aml& Aml::Buffer(std::span<const std::byte> contents) {
 Aml& Aml::Uuid(std::string_view uuid) {
   CHECK(uuid.size() == 36);
   // The first three groups are little-endian. Positions of the digits of byte 0, 1, 2, ...
-  static constexpr std::array<std::uint8_t, 16> kPositions = {6, 4, 2, 0, 11, 9, 16, 14, 19, 21, 24, 26, 28, 30, 32, 34};
+  static constexpr std::array<std::uint8_t, 16> kPositions = {6,  4,  2,  0,  11, 9,  16, 14,
+                                                              19, 21, 24, 26, 28, 30, 32, 34};
   std::array<std::byte, 16> bytes{};
   for (std::size_t i = 0; i < bytes.size(); ++i) {
-    bytes[i] = static_cast<std::byte>(HexDigit(uuid[kPositions[i]]) << 4 | HexDigit(uuid[kPositions[i] + 1U]));
+    bytes[i] = static_cast<std::byte>(HexDigit(uuid[kPositions[i]]) << 4 |
+                                      HexDigit(uuid[kPositions[i] + 1U]));
   }
   return Buffer(bytes);
 }
@@ -252,7 +269,8 @@ Aml& Aml::Local(unsigned index) {
   return *this;
 }
 
-Aml& Aml::CreateDWordFieldOfArg(unsigned argument, std::uint32_t byte_index, std::string_view name) {
+Aml& Aml::CreateDWordFieldOfArg(unsigned argument, std::uint32_t byte_index,
+                                std::string_view name) {
   Byte(0x8a);
   Arg(argument);
   Integer(byte_index);

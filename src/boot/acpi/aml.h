@@ -1,6 +1,7 @@
 #pragma once
 
-// Aml: writes ACPI Machine Language, the byte code of a DSDT, by nested calls that read like its source.
+// Aml: writes ACPI Machine Language, the byte code of a DSDT, by nested calls that read like its
+// source.
 //
 //   Aml aml;
 //   aml.Scope("\\_SB", [](Aml& sb) {
@@ -10,9 +11,10 @@
 //     });
 //   });
 //
-// Terms and operands are appended in the order of the grammar; each call writes one production. Names are constants of ours: a
-// malformed one is a bug (CHECK). Is not: a compiler or a validator; what comes out is only as well-formed as the calls.
-// Source: ACPI 6.5, chapter 20 (grammar and encoding) and 6.4 (resource descriptors). Threads: values.
+// Terms and operands are appended in the order of the grammar; each call writes one production.
+// Names are constants of ours: a malformed one is a bug (CHECK). Is not: a compiler or a validator;
+// what comes out is only as well-formed as the calls. Source: ACPI 6.5, chapter 20 (grammar and
+// encoding) and 6.4 (resource descriptors). Threads: values.
 
 #include <cstddef>
 #include <cstdint>
@@ -23,7 +25,8 @@
 
 namespace postern::boot::acpi {
 
-// 20.2.4: the length of a package that has `content` bytes after the length itself; the length counts its own 1 to 4 bytes.
+// 20.2.4: the length of a package that has `content` bytes after the length itself; the length
+// counts its own 1 to 4 bytes.
 [[nodiscard]] std::vector<std::byte> EncodePkgLength(std::size_t content);
 
 // One resource template (6.4).
@@ -128,7 +131,9 @@ class Aml {
   void AppendPackage(std::initializer_list<std::uint8_t> opcode, const Aml& inner);
   void NameString(std::string_view path);
   void Byte(std::uint8_t value) { bytes_.push_back(std::byte{value}); }
-  void Append(std::span<const std::byte> bytes) { bytes_.insert(bytes_.end(), bytes.begin(), bytes.end()); }
+  void Append(std::span<const std::byte> bytes) {
+    bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+  }
 
   std::vector<std::byte> bytes_;
 };

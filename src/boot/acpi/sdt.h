@@ -1,6 +1,7 @@
 #pragma once
 
-// The fixed tables of ACPI as they lie in memory. Source: ACPI 6.5, section 5.2; PCI Firmware Specification 3.3, 4.1.2 (MCFG).
+// The fixed tables of ACPI as they lie in memory. Source: ACPI 6.5, section 5.2; PCI Firmware
+// Specification 3.3, 4.1.2 (MCFG).
 
 #include <array>
 #include <cstddef>
@@ -53,8 +54,9 @@ struct Fadt {
   std::uint8_t preferred_pm_profile;
   std::uint16_t sci_interrupt;
   std::uint32_t smi_command;
-  std::array<std::uint8_t, 57> fixed_hardware;  // 52..108: PM1, GPE, P-state and C-state fields: ignored when hardware-reduced
-  std::uint16_t boot_architecture;              // 109
+  // 52..108: PM1, GPE, P-state and C-state fields: ignored when hardware-reduced.
+  std::array<std::uint8_t, 57> fixed_hardware;
+  std::uint16_t boot_architecture;  // 109
   std::uint8_t reserved1;
   std::uint32_t flags;
   Address reset_register;
@@ -141,11 +143,12 @@ static_assert(offsetof(Fadt, minor_version) == 131 && offsetof(Fadt, x_dsdt) == 
 static_assert(offsetof(Fadt, sleep_control) == 244 && offsetof(Fadt, sleep_status) == 256);
 static_assert(offsetof(Fadt, hypervisor_vendor) == 268);
 static_assert(sizeof(Madt) == 44);
-static_assert(sizeof(MadtLocalApic) == 8 && sizeof(MadtIoApic) == 12 && sizeof(MadtLocalApicNmi) == 6);
+static_assert(sizeof(MadtLocalApic) == 8 && sizeof(MadtIoApic) == 12 &&
+              sizeof(MadtLocalApicNmi) == 6);
 static_assert(sizeof(MadtLocalX2Apic) == 16 && sizeof(MadtLocalX2ApicNmi) == 12);
 static_assert(sizeof(Mcfg) == 60);
 
-// 5.2.9.3: boot architecture flags. CMOS_RTC_NOT_PRESENT, VGA_NOT_PRESENT, LEGACY_DEVICES; 8042 is bit 1, and not there.
+// 5.2.9.3: boot architecture flags. The 8042's is bit 1, and it is not there.
 constexpr std::uint16_t kLegacyDevices = 1U << 0;
 constexpr std::uint16_t kVgaNotPresent = 1U << 2;
 constexpr std::uint16_t kCmosRtcNotPresent = 1U << 5;

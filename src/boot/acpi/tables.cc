@@ -19,7 +19,8 @@ constexpr std::array<char, 8> kOemTableId = {'P', 'O', 'S', 'T', 'E', 'R', 'N', 
 constexpr std::array<char, 4> kCreatorId = {'P', 'S', 'T', 'N'};
 constexpr std::size_t kTableAlignment = 8;
 
-// The first APIC id that a processor local APIC entry cannot hold: 255 is "all processors" (5.2.12.2, 5.2.12.12).
+// The first APIC id that a processor local APIC entry cannot hold: 255 is "all processors"
+// (5.2.12.2, 5.2.12.12).
 constexpr std::uint32_t kFirstX2ApicId = 255;
 
 std::uint8_t Checksum(std::span<const std::byte> bytes) {
@@ -57,10 +58,10 @@ Table Seal(Table table) {
 
 // ---- DSDT ----
 
-// PCI Firmware Specification 3.3, 4.5.1: the OS says what it wants to control, we say what it may. Everything but standard hot-plug
-// (SHPC), which this machine's ports do not have.
+// PCI Firmware Specification 3.3, 4.5.1: the OS says what it wants to control, we say what it may.
+// Everything but standard hot-plug (SHPC), which this machine's ports do not have.
 void AddOsc(Aml& bridge) {
-  constexpr std::uint32_t kGranted = 0x3d;           // native hot-plug, PME, AER, PCIe capability, LTR
+  constexpr std::uint32_t kGranted = 0x3d;  // native hot-plug, PME, AER, PCIe capability, LTR
   constexpr std::uint32_t kUnrecognizedUuid = 0x04;  // status bits in the first DWORD
   constexpr std::uint32_t kUnrecognizedRevision = 0x08;
   constexpr std::uint32_t kCapabilitiesMasked = 0x10;
@@ -71,9 +72,13 @@ void AddOsc(Aml& bridge) {
              pcie.CreateDWordFieldOfArg(3, 8, "CDW3");
              pcie.And().Path("CDW3").Integer(kGranted).Local(0);
              pcie.If([](Aml& is) { is.LNotEqual().Arg(1).Integer(1); },
-                     [](Aml& then) { then.Or().Path("CDW1").Integer(kUnrecognizedRevision).Path("CDW1"); });
+                     [](Aml& then) {
+                       then.Or().Path("CDW1").Integer(kUnrecognizedRevision).Path("CDW1");
+                     });
              pcie.If([](Aml& is) { is.LNotEqual().Path("CDW3").Local(0); },
-                     [](Aml& then) { then.Or().Path("CDW1").Integer(kCapabilitiesMasked).Path("CDW1"); });
+                     [](Aml& then) {
+                       then.Or().Path("CDW1").Integer(kCapabilitiesMasked).Path("CDW1");
+                     });
              pcie.Store().Local(0).Path("CDW3");
            });
     osc.Else([](Aml& other) { other.Or().Path("CDW1").Integer(kUnrecognizedUuid).Path("CDW1"); });
@@ -99,12 +104,13 @@ void AddPci(Aml& sb, const PciRoot& pci) {
     bridge.Name("_CRS").Resources(windows);
     AddOsc(bridge);
   });
-  // PCI Firmware Specification 3.3, 4.1.2: configuration space is claimed by a motherboard resource.
+  // PCI Firmware Specification 3.3, 4.1.2: configuration space is claimed by a motherboard
+  // resource.
   sb.Device("MRES", [&pci](Aml& reserved) {
     reserved.Name("_HID").EisaId("PNP0C02");
     reserved.Name("_UID").Integer(0);
-    reserved.Name("_CRS").Resources(
-        Resources().Memory32Fixed(x86_64::kEcam, static_cast<std::uint32_t>(pci.buses * x86_64::kEcamBusSize)));
+    reserved.Name("_CRS").Resources(Resources().Memory32Fixed(
+        x86_64::kEcam, static_cast<std::uint32_t>(pci.buses * x86_64::kEcamBusSize)));
   });
 }
 
@@ -126,13 +132,15 @@ void AddSerial(Aml& sb) {
   sb.Device("COM1", [](Aml& com1) {
     com1.Name("_HID").EisaId("PNP0501");
     com1.Name("_UID").Integer(0);
-    com1.Name("_CRS").Resources(Resources()
-                                    .Io(x86_64::kSerialPort, static_cast<std::uint8_t>(x86_64::kSerialPorts))
-                                    .Interrupt(x86_64::kSerialGsi));
+    com1.Name("_CRS").Resources(
+        Resources()
+            .Io(x86_64::kSerialPort, static_cast<std::uint8_t>(x86_64::kSerialPorts))
+            .Interrupt(x86_64::kSerialGsi));
   });
 }
 
-// ACPI 6.5 5.6.9: a hardware-reduced machine has no fixed events; a GED turns an interrupt into a notification.
+// ACPI 6.5 5.6.9: a hardware-reduced machine has no fixed events; a GED turns an interrupt into a
+// notification.
 void AddPowerButton(Aml& sb) {
   constexpr std::uint8_t kStatusChange = 0x80;  // 4.8.3.2.2: the button was pressed
   sb.Device("PWRB", [](Aml& button) {
@@ -160,10 +168,10 @@ Table BuildFadt(const Config& config, std::uint64_t dsdt) {
   fadt.header = Header("FACP", 6);
   fadt.dsdt = static_cast<std::uint32_t>(dsdt);
   fadt.x_dsdt = dsdt;
-  fadt.boot_architecture =
-      static_cast<std::uint16_t>(kVgaNotPresent | kCmosRtcNotPresent | (config.serial ? kLegacyDevices : 0U));
-  fadt.flags = kWbinvd | kProcC1 | kPowerButtonIsDevice | kSleepButtonIsDevice | kRtcNotFixed | kResetRegisterSupported |
-               kHeadless | kHardwareReduced;
+  fadt.boot_architecture = static_cast<std::uint16_t>(kVgaNotPresent | kCmosRtcNotPresent |
+                                                      (config.serial ? kLegacyDevices : 0U));
+  fadt.flags = kWbinvd | kProcC1 | kPowerButtonIsDevice | kSleepButtonIsDevice | kRtcNotFixed |
+               kResetRegisterSupported | kHeadless | kHardwareReduced;
   fadt.reset_register = port(x86_64::kResetPort);
   fadt.reset_value = x86_64::kResetValue;
   fadt.minor_version = 5;
@@ -185,17 +193,20 @@ Table BuildMadt(const Config& config) {
   // APIC id = UID = vCPU index; the boot processor comes first.
   for (std::uint32_t id = 0; id < config.cpus; ++id) {
     if (id < kFirstX2ApicId) {
-      Append(table, MadtLocalApic{kMadtLocalApic, sizeof(MadtLocalApic), static_cast<std::uint8_t>(id),
-                                  static_cast<std::uint8_t>(id), kApicEnabled});
+      Append(table,
+             MadtLocalApic{kMadtLocalApic, sizeof(MadtLocalApic), static_cast<std::uint8_t>(id),
+                           static_cast<std::uint8_t>(id), kApicEnabled});
     } else {
-      Append(table, MadtLocalX2Apic{kMadtLocalX2Apic, sizeof(MadtLocalX2Apic), 0, id, kApicEnabled, id});
+      Append(table,
+             MadtLocalX2Apic{kMadtLocalX2Apic, sizeof(MadtLocalX2Apic), 0, id, kApicEnabled, id});
     }
   }
   Append(table, MadtIoApic{kMadtIoApic, sizeof(MadtIoApic), 0, 0, x86_64::kIoApic, 0});
   // All processors: NMI at LINT1, edge and active high as the bus has it.
   Append(table, MadtLocalApicNmi{kMadtLocalApicNmi, sizeof(MadtLocalApicNmi), 0xff, 0, 1});
   if (config.cpus > kFirstX2ApicId) {
-    Append(table, MadtLocalX2ApicNmi{kMadtLocalX2ApicNmi, sizeof(MadtLocalX2ApicNmi), 0, 0xffffffff, 1, {}});
+    Append(table, MadtLocalX2ApicNmi{
+                      kMadtLocalX2ApicNmi, sizeof(MadtLocalX2ApicNmi), 0, 0xffffffff, 1, {}});
   }
   return Seal(std::move(table));
 }
@@ -232,7 +243,9 @@ Table BuildRsdp(std::uint64_t xsdt) {
   return table;
 }
 
-std::size_t AlignUp(std::size_t value) { return (value + kTableAlignment - 1) / kTableAlignment * kTableAlignment; }
+std::size_t AlignUp(std::size_t value) {
+  return (value + kTableAlignment - 1) / kTableAlignment * kTableAlignment;
+}
 
 }  // namespace
 
@@ -242,7 +255,8 @@ std::vector<std::byte> BuildDsdt(const Config& config) {
   Aml aml;
   aml.Scope("\\_SB_", [&config](Aml& sb) {
     if (config.pci) AddPci(sb, *config.pci);
-    for (std::size_t i = 0; i < config.virtio_mmio.size(); ++i) AddVirtioMmio(sb, config.virtio_mmio[i], i);
+    for (std::size_t i = 0; i < config.virtio_mmio.size(); ++i)
+      AddVirtioMmio(sb, config.virtio_mmio[i], i);
     if (config.serial) AddSerial(sb);
     if (config.power_button) AddPowerButton(sb);
   });
@@ -257,7 +271,8 @@ std::vector<std::byte> BuildDsdt(const Config& config) {
 }
 
 std::vector<std::byte> BuildTables(const Config& config, std::uint64_t base) {
-  // The RSDP comes first so that its address is known; the XSDT is last because it names all the others.
+  // The RSDP comes first so that its address is known; the XSDT is last because it names all the
+  // others.
   Table area(AlignUp(sizeof(Rsdp)));
   const auto place = [&area, base](const Table& table) {
     area.resize(AlignUp(area.size()));
@@ -279,13 +294,15 @@ std::vector<std::byte> BuildTables(const Config& config, std::uint64_t base) {
 Outcome<memory::Gpa> WriteTables(const memory::GuestMemory& memory, const Config& config) {
   const std::vector<std::byte> tables = BuildTables(config, x86_64::kAcpiArea);
   if (tables.size() > x86_64::kAcpiAreaEnd - x86_64::kAcpiArea) {
-    return ConfigFailure("the ACPI tables of this machine take " + std::to_string(tables.size()) + " bytes of " +
+    return ConfigFailure("the ACPI tables of this machine take " + std::to_string(tables.size()) +
+                             " bytes of " +
                              std::to_string(x86_64::kAcpiAreaEnd - x86_64::kAcpiArea),
                          "use fewer vCPUs or devices");
   }
   if (auto written = memory.CopyIn(memory::Gpa(x86_64::kAcpiArea), tables); !written) {
-    return ConfigFailure("the machine has too little memory for its ACPI tables",
-                         "give it at least " + std::to_string(x86_64::kMinRam / x86_64::kMiB) + " MiB");
+    return ConfigFailure(
+        "the machine has too little memory for its ACPI tables",
+        "give it at least " + std::to_string(x86_64::kMinRam / x86_64::kMiB) + " MiB");
   }
   return memory::Gpa(x86_64::kAcpiArea);
 }

@@ -47,13 +47,15 @@ Config Full(std::uint32_t cpus = 4) {
   config.cpus = cpus;
   config.pci = PciRoot{.buses = 1, .window64 = {0x1000000000, 0x3000000000}};
   for (std::uint32_t i = 0; i < 12; ++i) {
-    config.virtio_mmio.push_back({x86_64::kVirtioMmio + i * x86_64::kVirtioMmioStride, 0x200, x86_64::kVirtioMmioFirstGsi + i});
+    config.virtio_mmio.push_back({x86_64::kVirtioMmio + i * x86_64::kVirtioMmioStride, 0x200,
+                                  x86_64::kVirtioMmioFirstGsi + i});
   }
   config.serial = true;
   return config;
 }
 
-// The tables by signature, found as a kernel finds them: RSDP, XSDT, and the DSDT through the FADT. All checksums verified.
+// The tables by signature, found as a kernel finds them: RSDP, XSDT, and the DSDT through the FADT.
+// All checksums verified.
 std::map<std::string, Bytes> Walk(const Bytes& area) {
   const auto rsdp = At<Rsdp>(area, 0);
   CHECK(std::string(rsdp.signature.data(), 8) == "RSD PTR ");
@@ -71,10 +73,13 @@ std::map<std::string, Bytes> Walk(const Bytes& area) {
     REQUIRE(offset + header.length <= area.size());
     const auto table = std::span(area).subspan(offset, header.length);
     CHECK(Sum(table) == 0);
-    return tables.emplace(std::string(header.signature.data(), 4), Bytes(table.begin(), table.end())).first->second;
+    return tables
+        .emplace(std::string(header.signature.data(), 4), Bytes(table.begin(), table.end()))
+        .first->second;
   };
   const Bytes xsdt = add(rsdp.xsdt);
-  for (std::size_t offset = sizeof(SdtHeader); offset < xsdt.size(); offset += 8) add(At<std::uint64_t>(xsdt, offset));
+  for (std::size_t offset = sizeof(SdtHeader); offset < xsdt.size(); offset += 8)
+    add(At<std::uint64_t>(xsdt, offset));
   REQUIRE(tables.count("FACP") == 1);
   const auto fadt = At<Fadt>(tables["FACP"], 0);
   CHECK(fadt.dsdt == fadt.x_dsdt);
@@ -85,7 +90,8 @@ std::map<std::string, Bytes> Walk(const Bytes& area) {
 TEST_CASE("acpi: every table is reachable, checksummed and inside the area") {
   auto tables = Walk(BuildTables(Full(), kBase));
   CHECK(tables.size() == 5);
-  for (const char* signature : {"XSDT", "FACP", "APIC", "MCFG", "DSDT"}) CHECK(tables.count(signature) == 1);
+  for (const char* signature : {"XSDT", "FACP", "APIC", "MCFG", "DSDT"})
+    CHECK(tables.count(signature) == 1);
   Config small;
   tables = Walk(BuildTables(small, kBase));
   CHECK(tables.count("MCFG") == 0);
@@ -169,7 +175,8 @@ TEST_CASE("acpi: a machine too large for the area is refused, the largest that f
   regions.push_back(memory::Region::Create(memory::Gpa(0), 1 << 20, {}).value());
   const auto memory = memory::GuestMemory::Create(std::move(regions)).value();
   CHECK(WriteTables(*memory, Full(1024)).value() == memory::Gpa(0xe0000));
-  CHECK(memory->Read<std::uint64_t>(memory::Gpa(0xe0000)).value() == 0x2052545020445352);  // "RSD PTR "
+  CHECK(memory->Read<std::uint64_t>(memory::Gpa(0xe0000)).value() ==
+        0x2052545020445352);  // "RSD PTR "
   const auto refused = WriteTables(*memory, Full(9000));
   REQUIRE_FALSE(refused);
   CHECK(refused.error().kind == Failure::Kind::kConfig);
@@ -183,7 +190,8 @@ int Run(const std::vector<std::string>& words, const std::string& log) {
   argv.push_back(nullptr);
   posix_spawn_file_actions_t actions;
   REQUIRE(posix_spawn_file_actions_init(&actions) == 0);
-  REQUIRE(posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600) == 0);
+  REQUIRE(posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, log.c_str(),
+                                           O_WRONLY | O_CREAT | O_TRUNC, 0600) == 0);
   REQUIRE(posix_spawn_file_actions_adddup2(&actions, STDOUT_FILENO, STDERR_FILENO) == 0);
   pid_t pid = 0;
   const int spawned = posix_spawnp(&pid, argv[0], &actions, nullptr, argv.data(), environ);
@@ -199,7 +207,9 @@ std::string ReadFile(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-TEST_CASE("acpi: iasl disassembles every table and compiles it again to the same bytes, without warnings") {
+TEST_CASE(
+    "acpi: iasl disassembles every table and compiles it again to the same bytes, without "
+    "warnings") {
   char folder_template[] = "/tmp/postern_acpi_test_XXXXXX";
   REQUIRE(mkdtemp(folder_template) != nullptr);
   const std::string folder(folder_template);
@@ -215,17 +225,20 @@ TEST_CASE("acpi: iasl disassembles every table and compiles it again to the same
       CAPTURE(signature);
       const std::string base = folder + "/" + signature;
       std::ofstream(base + ".aml", std::ios::binary)
-          .write(static_cast<const char*>(static_cast<const void*>(bytes.data())), static_cast<std::streamsize>(bytes.size()));
+          .write(static_cast<const char*>(static_cast<const void*>(bytes.data())),
+                 static_cast<std::streamsize>(bytes.size()));
       CHECK(Run({"iasl", "-d", base + ".aml"}, folder + "/log") == 0);
       const std::string disassembly = ReadFile(base + ".dsl");
       CHECK(disassembly.find("Invalid") == std::string::npos);
       CHECK(disassembly.find("Unknown") == std::string::npos);
-      CHECK(Run({"iasl", "-oa", "-p", folder + "/again_" + signature, base + ".dsl"}, folder + "/log") == 0);
+      CHECK(Run({"iasl", "-oa", "-p", folder + "/again_" + signature, base + ".dsl"},
+                folder + "/log") == 0);
       const std::string log = ReadFile(folder + "/log");
       CAPTURE(log);
       if (signature == "DSDT") {
         CHECK(log.find("0 Errors, 0 Warnings") != std::string::npos);
-        // The compiler writes its own name and revision into the header, so the checksum differs too.
+        // The compiler writes its own name and revision into the header, so the checksum differs
+        // too.
         const std::string again = ReadFile(folder + "/again_" + signature + ".aml");
         REQUIRE(again.size() == bytes.size());
         CHECK(std::memcmp(again.data() + sizeof(SdtHeader), bytes.data() + sizeof(SdtHeader),

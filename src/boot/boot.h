@@ -4,10 +4,10 @@
 // image, initrd, command line, memory map, boot_params or PVH start info. The ACPI tables are
 // written first, by src/boot/acpi/tables.h.
 //
-//   Gpa rsdp = TRY_OUTCOME(acpi::WriteTables(memory, acpi_config));
-//   BootState boot = TRY_OUTCOME(PrepareBoot(memory, {.kernel = &image, .command_line = &line,
-//   .rsdp = rsdp}));
-//   // boot.protocol, boot.entry, boot.info -> x86_64::Linux64State or PvhState
+//   Outcome<Gpa> rsdp = acpi::WriteTables(memory, acpi_config);
+//   Outcome<BootState> boot =
+//       PrepareBoot(memory, {.kernel = &image, .command_line = &line, .rsdp = *rsdp});
+//   // boot->protocol, boot->entry, boot->info -> x86_64::Linux64State or PvhState
 //
 // Is not: registers (src/arch/x86_64/regs.h). Threads: before vCPUs run.
 

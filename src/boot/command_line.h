@@ -8,8 +8,8 @@
 //
 //   CommandLine line("root=/dev/vda rw -- single");
 //   line.Add("console=hvc0");
-//   std::string text = TRY_OUTCOME(line.Build(kernel.command_line_limit));   // "root=/dev/vda rw
-//   console=hvc0 -- single"
+//   Outcome<std::string> text = line.Build(kernel.command_line_limit);
+//   // "root=/dev/vda rw console=hvc0 -- single"
 //
 // Threads: a value.
 

@@ -4,8 +4,8 @@
 // built-in guest). Nothing in it is trusted: every read is checked against the size taken when it
 // was opened, and a file that shrinks meanwhile is an error, not zeros.
 //
-//   Image image = TRY_OUTCOME(Image::Open("vmlinux", "kernel"));
-//   Result<void> r = image.ReadInto(memory, Gpa(0x100000), offset, length);   // straight into
+//   Outcome<Image> image = Image::Open("vmlinux", "kernel");
+//   Result<void> r = image->ReadInto(memory, Gpa(0x100000), offset, length);   // straight into
 //   guest memory, no copy between
 //
 // Ownership: Open and FromFd own or borrow a descriptor; FromBytes borrows the span. Threads:

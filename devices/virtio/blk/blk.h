@@ -39,12 +39,12 @@ struct BlkOptions {
   };
   enum class Engine : std::uint8_t { kAuto, kIoUring, kSync };
 
-  std::string path;
+  std::string path = {};
   bool readonly = false;
   bool direct = false;  // O_DIRECT
   Cache cache = Cache::kWriteback;
   Engine engine = Engine::kAuto;   // kAuto: io_uring where the host has it, else plain system calls
-  std::string serial;              // at most 20 bytes
+  std::string serial = {};         // at most 20 bytes
   std::uint16_t num_queues = 1;    // 1..64
   std::uint16_t queue_size = 256;  // a power of two, 4..1024
   std::string id = "blk";          // how logs name it

@@ -109,6 +109,16 @@ Outcome<void> Disk::Lock() {
   return {};
 }
 
+// The kernel may hold our descriptor a little longer (an io_uring that had it registered is torn
+// down in the background): the lock ends here and not then.
+Disk::~Disk() {
+  if (!fd_.valid()) return;
+  struct flock lock {};
+  lock.l_type = F_UNLCK;
+  lock.l_whence = SEEK_SET;
+  fcntl(fd_.get(), F_OFD_SETLK, &lock);
+}
+
 Outcome<void> Disk::Measure() {
   struct stat info {};
   if (fstat(fd_.get(), &info) != 0) {

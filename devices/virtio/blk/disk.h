@@ -19,6 +19,10 @@ class Disk {
   // `direct`: O_DIRECT, bypassing the host's page cache.
   [[nodiscard]] static Outcome<Disk> Open(const std::string& path, bool readonly, bool direct);
 
+  Disk(Disk&&) = default;
+  Disk& operator=(Disk&&) = delete;
+  ~Disk();
+
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] const std::string& path() const { return path_; }
   [[nodiscard]] bool readonly() const { return readonly_; }

@@ -32,26 +32,14 @@ class UringEngine final : public BlkEngine {
   UringEngine(const UringEngine&) = delete;
   UringEngine& operator=(const UringEngine&) = delete;
 
-  // From the most to the least the kernel may know: with DEFER_TASKRUN (6.1) completions are
-  // processed when we ask for them and not by interrupting this thread; a ring that begins disabled
-  // belongs to the thread that first uses it.
+  // COOP_TASKRUN (5.19): completions wait for this thread's next system call instead of
+  // interrupting it. Not DEFER_TASKRUN: its completions do not make the ring readable for epoll,
+  // and it ties the ring to one thread.
   Result<void> Open() {
-    constexpr std::array<unsigned, 3> kModes{
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
-            IORING_SETUP_R_DISABLED,
-        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, 0};
-    int error = EINVAL;
-    for (const unsigned mode : kModes) {
-      const int result = io_uring_queue_init(std::bit_ceil(depth_), &ring_, mode);
-      if (result == 0) {
-        open_ = true;
-        disabled_ = (mode & IORING_SETUP_R_DISABLED) != 0;
-        break;
-      }
-      error = -result;
-      if (error != EINVAL) break;
-    }
-    if (!open_) return SysError("io_uring_setup", error);
+    int result = io_uring_queue_init(std::bit_ceil(depth_), &ring_, IORING_SETUP_COOP_TASKRUN);
+    if (result == -EINVAL) result = io_uring_queue_init(std::bit_ceil(depth_), &ring_, 0);
+    if (result != 0) return SysError("io_uring_setup", -result);
+    open_ = true;
     // One reference for all operations instead of one each.
     fixed_file_ = io_uring_register_files(&ring_, &fd_, 1) == 0;
     return {};
@@ -64,7 +52,6 @@ class UringEngine final : public BlkEngine {
 
   void Commit() override {
     if (pending_.empty() || dead_) return;
-    if (std::exchange(disabled_, false)) io_uring_enable_rings(&ring_);
     for (const BlkOp& op : pending_) {
       io_uring_sqe* entry = io_uring_get_sqe(&ring_);
       CHECK(entry != nullptr);  // the queue holds `depth` of them, and all were submitted last time
@@ -169,7 +156,6 @@ class UringEngine final : public BlkEngine {
   std::uint32_t depth_;
   io_uring ring_{};
   bool open_ = false;
-  bool disabled_ = false;
   bool fixed_file_ = false;
   bool dead_ = false;
   std::size_t in_flight_ = 0;   // in the kernel's hands

@@ -43,8 +43,8 @@ Outcome<void> ReadDisk(const Json& json, const std::string& path, DiskConfig& di
       .Choice("engine", disk.engine,
               {{"auto", DiskConfig::Engine::kAuto}, {"io_uring", DiskConfig::Engine::kIoUring}, {"sync", DiskConfig::Engine::kSync}})
       .Text("serial", disk.serial)
-      .Number("queues", disk.queues, 1, 32)
-      .Number("queue_size", disk.queue_size, 1, 32768);
+      .Number("queues", disk.queues, 1, 64)
+      .Number("queue_size", disk.queue_size, 4, 1024);
   return fields.Finish();
 }
 

@@ -4,11 +4,50 @@
 
 #include <fmt/format.h>
 
+#include "devices/virtio/blk/blk.h"
 #include "devices/virtio/console/device.h"
 #include "devices/virtio/rng/rng.h"
 #include "src/arch/x86_64/layout.h"
 
 namespace postern {
+namespace {
+
+virtio::BlkOptions OptionsOf(const DiskConfig& disk, const std::string& id) {
+  virtio::BlkOptions options;
+  options.path = disk.path;
+  options.readonly = disk.readonly;
+  options.direct = disk.direct;
+  switch (disk.cache) {
+    case DiskConfig::Cache::kWriteback:
+      options.cache = virtio::BlkOptions::Cache::kWriteback;
+      break;
+    case DiskConfig::Cache::kWritethrough:
+      options.cache = virtio::BlkOptions::Cache::kWritethrough;
+      break;
+    case DiskConfig::Cache::kUnsafe:
+      options.cache = virtio::BlkOptions::Cache::kUnsafe;
+      break;
+  }
+  switch (disk.engine) {
+    case DiskConfig::Engine::kAuto:
+      options.engine = virtio::BlkOptions::Engine::kAuto;
+      break;
+    case DiskConfig::Engine::kIoUring:
+      options.engine = virtio::BlkOptions::Engine::kIoUring;
+      break;
+    case DiskConfig::Engine::kSync:
+      options.engine = virtio::BlkOptions::Engine::kSync;
+      break;
+  }
+  // The specification's ID string has 20 bytes; a default is cut to them.
+  options.serial = disk.serial.empty() ? id.substr(0, 20) : disk.serial;
+  options.num_queues = disk.queues;
+  options.queue_size = disk.queue_size;
+  options.id = id;
+  return options;
+}
+
+}  // namespace
 
 Outcome<std::unique_ptr<DeviceSet>> DeviceSet::Create(const Config& config, const Host& host) {
   std::unique_ptr<DeviceSet> set(new DeviceSet(config, host));
@@ -94,6 +133,13 @@ Outcome<void> DeviceSet::AddAll() {
     if (!console) return tl::unexpected(console.error());
     std::string detail = (*console)->backend().description();
     if (Outcome<void> r = Add("console0", std::move(*console), std::move(detail)); !r) return r;
+  }
+  for (std::size_t i = 0; i < config_.disks.size(); ++i) {
+    const DiskConfig& disk = config_.disks[i];
+    const std::string id = disk.id.empty() ? fmt::format("disk{}", i) : disk.id;
+    Outcome<std::unique_ptr<virtio::Blk>> blk = virtio::Blk::Create(OptionsOf(disk, id), loop_pointers_);
+    if (!blk) return tl::unexpected(blk.error());
+    if (Outcome<void> r = Add(id, std::move(*blk), disk.path + (disk.readonly ? ", read-only" : "")); !r) return r;
   }
   if (config_.rng) {
     if (Outcome<void> r = Add("rng0", std::make_unique<virtio::Rng>(loop), {}); !r) return r;

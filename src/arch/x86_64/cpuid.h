@@ -45,7 +45,6 @@ struct CpuidOptions {
   bool nested = false;
   std::span<const CpuidOverride> overrides{};
 };
-};
 
 // `supported`: KVM_GET_SUPPORTED_CPUID. An index outside the count is a caller's bug (CHECK).
 [[nodiscard]] std::vector<CpuidEntry> BuildCpuid(std::span<const CpuidEntry> supported,

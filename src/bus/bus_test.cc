@@ -282,7 +282,6 @@ TEST_CASE("bus: handlers of one lock run one at a time, and those of different l
 
 TEST_CASE("bus: no handler runs after its registration was reset under the lock, whatever vCPUs do") {
   Bus bus;
-  Mutex lock;
   std::atomic<bool> stop{false};
   std::vector<Thread> vcpus;
   for (int t = 0; t < 3; ++t) {

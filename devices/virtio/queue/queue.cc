@@ -47,6 +47,7 @@ struct Ring {
   bool event_idx = false;
   bool broken = false;  // the driver broke a rule; only PutBack asks
   bool notify_always = false;
+  bool hold_used = false;  // completions wait for ShowUsed
   std::uint16_t avail_idx = 0;  // the driver's, as last seen
   std::uint32_t in_flight = 0;
   std::uint32_t unnotified = 0;  // chains completed since NotifyIfNeeded last decided
@@ -169,7 +170,7 @@ void Ring::PutUsed(std::uint16_t head, std::uint32_t length) {
   ++state.next_used;
   // 2.7.8.2 and 2.7.13: the element, and the buffers written before it, are visible before the
   // index. Pairs with the driver's load.
-  used.StoreRelease16(kRingIdx, state.next_used);
+  if (!hold_used) used.StoreRelease16(kRingIdx, state.next_used);
   ++unnotified;
 }
 
@@ -486,6 +487,14 @@ bool Queue::EnableKicks() {
 void Queue::NotifyIfNeeded() {
   if (!ring_->active) return;
   if (ring_->DriverWantsInterrupt() && ring_->interrupt) ring_->interrupt();
+}
+
+void Queue::HoldUsed() { ring_->hold_used = true; }
+
+void Queue::ShowUsed() {
+  if (!std::exchange(ring_->hold_used, false) || !ring_->active) return;
+  // As in PutUsed: everything before is visible before the index.
+  ring_->used.StoreRelease16(kRingIdx, ring_->state.next_used);
 }
 
 void Queue::NotifyAlways() {

@@ -95,6 +95,10 @@ class Queue {
   // Interrupts if chains were completed since the last call and the driver wants to know
   // (2.7.7, 2.7.10).
   void NotifyIfNeeded();
+  // Buffers the driver must see used all at once (a packet spread over several, 5.1.6.4.1): what is
+  // completed after HoldUsed is put on the ring, but the driver is shown it by ShowUsed.
+  void HoldUsed();
+  void ShowUsed();
   // After a restore: the driver may wait for an interrupt whose state was not saved.
   void NotifyAlways();
 

@@ -76,26 +76,26 @@ TEST_CASE(
   CHECK(state->command_line == "root=/dev/vda console=hvc0");
 
   const auto params = ReadStruct<BootParams>(*memory, x86_64::kZeroPage);
-  CHECK(params.header.header == kHeaderMagic);
-  CHECK(params.header.version == 0x20f);
-  CHECK(params.header.type_of_loader == 0xff);
+  CHECK(+params.header.header == kHeaderMagic);
+  CHECK(+params.header.version == 0x20f);
+  CHECK(+params.header.type_of_loader == 0xff);
   CHECK((params.header.loadflags & kLoadedHigh) != 0);
-  CHECK(params.header.pref_address == 0x1000000);
-  CHECK(params.header.code32_start == 0x1000000);
-  CHECK(params.header.setup_data == 0);
-  CHECK(params.sentinel == 0);
-  CHECK(params.acpi_rsdp_addr == 0xe0000);
-  CHECK(params.e820_entries == 5);
-  CHECK(params.e820_table[0].size == 0x9fc00);
-  CHECK(params.e820_table[1].type == 3);
-  CHECK(params.e820_table[4].address == 0x100000000);
-  CHECK(params.e820_table[4].size == 16 * kMiB);
-  CHECK(params.e820_table[4].type == 1);
+  CHECK(+params.header.pref_address == 0x1000000);
+  CHECK(+params.header.code32_start == 0x1000000);
+  CHECK(+params.header.setup_data == 0);
+  CHECK(+params.sentinel == 0);
+  CHECK(+params.acpi_rsdp_addr == 0xe0000);
+  CHECK(+params.e820_entries == 5);
+  CHECK(+params.e820_table[0].size == 0x9fc00);
+  CHECK(+params.e820_table[1].type == 3);
+  CHECK(+params.e820_table[4].address == 0x100000000);
+  CHECK(+params.e820_table[4].size == 16 * kMiB);
+  CHECK(+params.e820_table[4].type == 1);
   CHECK(ReadText(*memory, params.header.cmd_line_ptr, 27) ==
         std::string("root=/dev/vda console=hvc0") + '\0');
   // As high as it goes, on a page of its own.
-  CHECK(params.header.ramdisk_image == 64 * kMiB - 0x2000);
-  CHECK(params.header.ramdisk_size == 5000);
+  CHECK(+params.header.ramdisk_image == 64 * kMiB - 0x2000);
+  CHECK(+params.header.ramdisk_size == 5000);
   const ByteVector loaded = testing::Peek(*memory, params.header.ramdisk_image, 5000);
   CHECK(loaded == initrd_bytes);
 }
@@ -113,11 +113,11 @@ TEST_CASE("boot: a vmlinux by the 64-bit protocol gets a header that says how it
       {.kernel = &kernel, .initrd = nullptr, .command_line = &line, .rsdp = Gpa(0), .load = {}});
   REQUIRE(state);
   const auto params = ReadStruct<BootParams>(*memory, x86_64::kZeroPage);
-  CHECK(params.header.boot_flag == kBootFlag);
-  CHECK(params.header.header == kHeaderMagic);
-  CHECK(params.header.type_of_loader == 0xff);
-  CHECK(params.header.ramdisk_size == 0);
-  CHECK(params.acpi_rsdp_addr == 0);
+  CHECK(+params.header.boot_flag == kBootFlag);
+  CHECK(+params.header.header == kHeaderMagic);
+  CHECK(+params.header.type_of_loader == 0xff);
+  CHECK(+params.header.ramdisk_size == 0);
+  CHECK(+params.acpi_rsdp_addr == 0);
 }
 
 TEST_CASE("boot: a PVH kernel finds start info, memory map and one module") {

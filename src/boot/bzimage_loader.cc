@@ -60,8 +60,9 @@ Outcome<void> CheckHeader(const Image& image, const SetupHeader& header) {
 // Where to put `size` bytes: where the kernel would like to be, or as low as it may.
 Outcome<std::uint64_t> PlaceKernel(const Image& image, const GuestMemory& memory,
                                    const SetupHeader& header, std::uint64_t size) {
-  if (IsKernelRam(memory, header.pref_address, size)) return header.pref_address;
-  if (header.relocatable_kernel == 0) return NeedsMemory(image, memory, header.pref_address, size);
+  const std::uint64_t preferred = header.pref_address;
+  if (IsKernelRam(memory, preferred, size)) return preferred;
+  if (header.relocatable_kernel == 0) return NeedsMemory(image, memory, preferred, size);
   const std::uint64_t alignment = header.kernel_alignment;
   if (!std::has_single_bit(alignment) || alignment < 0x1000) {
     return Damaged(image, "its alignment is " + Hex(alignment));

@@ -48,7 +48,7 @@ TEST_CASE(
   CHECK(kernel->command_line_limit == 2047);
   CHECK(kernel->initrd_last == 0x7fffffff);
   REQUIRE(kernel->setup);
-  CHECK(kernel->setup->header == kHeaderMagic);
+  CHECK(+kernel->setup->header == kHeaderMagic);
   CHECK(CodeIsAt(*memory, 0x1000000, 0x2000));
   // The signature is not part of the kernel.
   CHECK(memory->Read<std::uint64_t>(Gpa(0x1002000)).value() == 0);
@@ -104,7 +104,7 @@ TEST_CASE("bzimage: an older, shorter header reads as zero beyond its end") {
   const auto memory = MakeMemory(64 * kMiB);
   const auto kernel = Load(image.Build(), *memory);
   REQUIRE(kernel);
-  CHECK(kernel->setup->pref_address == 0);
+  CHECK(+kernel->setup->pref_address == 0);
   CHECK(kernel->command_line_limit == LoadedKernel::kDefaultCommandLineLimit);
   CHECK(kernel->start == Gpa(0x200000));
 }

@@ -59,9 +59,9 @@ Config Full(std::uint32_t cpus = 4) {
 std::map<std::string, Bytes> Walk(const Bytes& area) {
   const auto rsdp = At<Rsdp>(area, 0);
   CHECK(std::string(rsdp.signature.data(), 8) == "RSD PTR ");
-  CHECK(rsdp.revision == 2);
-  CHECK(rsdp.length == 36);
-  CHECK(rsdp.rsdt == 0);
+  CHECK(+rsdp.revision == 2);
+  CHECK(+rsdp.length == 36);
+  CHECK(+rsdp.rsdt == 0);
   CHECK(Sum(std::span(area).first(20)) == 0);
   CHECK(Sum(std::span(area).first(36)) == 0);
   std::map<std::string, Bytes> tables;
@@ -82,7 +82,7 @@ std::map<std::string, Bytes> Walk(const Bytes& area) {
     add(At<std::uint64_t>(xsdt, offset));
   REQUIRE(tables.count("FACP") == 1);
   const auto fadt = At<Fadt>(tables["FACP"], 0);
-  CHECK(fadt.dsdt == fadt.x_dsdt);
+  CHECK(+fadt.dsdt == +fadt.x_dsdt);
   add(fadt.x_dsdt);
   return tables;
 }
@@ -99,22 +99,22 @@ TEST_CASE("acpi: every table is reachable, checksummed and inside the area") {
 
 TEST_CASE("acpi: FADT describes a hardware-reduced machine that can sleep and reset") {
   const auto fadt = At<Fadt>(Walk(BuildTables(Full(), kBase))["FACP"], 0);
-  CHECK(fadt.header.length == 276);
-  CHECK(fadt.header.revision == 6);
+  CHECK(+fadt.header.length == 276);
+  CHECK(+fadt.header.revision == 6);
   CHECK((fadt.flags & kHardwareReduced) != 0);
   CHECK((fadt.flags & kResetRegisterSupported) != 0);
-  CHECK(fadt.reset_register.space == 1);
-  CHECK(fadt.reset_register.bit_width == 8);
-  CHECK(fadt.reset_register.address == x86_64::kResetPort);
-  CHECK(fadt.reset_value == x86_64::kResetValue);
-  CHECK(fadt.sleep_control.address == x86_64::kSleepControlPort);
-  CHECK(fadt.sleep_status.address == x86_64::kSleepStatusPort);
-  CHECK(fadt.boot_architecture == (kVgaNotPresent | kCmosRtcNotPresent | kLegacyDevices));
+  CHECK(+fadt.reset_register.space == 1);
+  CHECK(+fadt.reset_register.bit_width == 8);
+  CHECK(+fadt.reset_register.address == x86_64::kResetPort);
+  CHECK(+fadt.reset_value == x86_64::kResetValue);
+  CHECK(+fadt.sleep_control.address == x86_64::kSleepControlPort);
+  CHECK(+fadt.sleep_status.address == x86_64::kSleepStatusPort);
+  CHECK(+fadt.boot_architecture == (kVgaNotPresent | kCmosRtcNotPresent | kLegacyDevices));
   CHECK((fadt.boot_architecture & 2) == 0);  // no 8042
-  CHECK(fadt.sci_interrupt == 0);
+  CHECK(+fadt.sci_interrupt == 0);
   // 4.1: what a hardware-reduced machine leaves zero.
   for (const std::uint8_t byte : fadt.fixed_hardware) CHECK(byte == 0);
-  for (const Address& address : fadt.x_fixed_hardware) CHECK(address.address == 0);
+  for (const Address& address : fadt.x_fixed_hardware) CHECK(+address.address == 0);
 }
 
 TEST_CASE("acpi: MADT lists one local APIC per vCPU, x2APIC entries from id 255 on, one IOAPIC") {
@@ -122,8 +122,8 @@ TEST_CASE("acpi: MADT lists one local APIC per vCPU, x2APIC entries from id 255 
     CAPTURE(cpus);
     const Bytes madt = Walk(BuildTables(Full(cpus), kBase))["APIC"];
     const auto head = At<Madt>(madt, 0);
-    CHECK(head.local_apic == 0xfee00000);
-    CHECK(head.flags == 0);
+    CHECK(+head.local_apic == 0xfee00000);
+    CHECK(+head.flags == 0);
     std::uint32_t next = 0;
     unsigned io_apics = 0;
     unsigned nmis = 0;
@@ -133,18 +133,18 @@ TEST_CASE("acpi: MADT lists one local APIC per vCPU, x2APIC entries from id 255 
       REQUIRE(length >= 6);
       if (type == kMadtLocalApic) {
         const auto entry = At<MadtLocalApic>(madt, offset);
-        CHECK(entry.apic_id == next);
-        CHECK(entry.processor_uid == next++);
-        CHECK(entry.flags == 1);
+        CHECK(+entry.apic_id == next);
+        CHECK(+entry.processor_uid == next++);
+        CHECK(+entry.flags == 1);
       } else if (type == kMadtLocalX2Apic) {
         const auto entry = At<MadtLocalX2Apic>(madt, offset);
         CHECK(next >= 255);
-        CHECK(entry.apic_id == next);
-        CHECK(entry.processor_uid == next++);
+        CHECK(+entry.apic_id == next);
+        CHECK(+entry.processor_uid == next++);
       } else if (type == kMadtIoApic) {
         const auto entry = At<MadtIoApic>(madt, offset);
-        CHECK(entry.address == 0xfec00000);
-        CHECK(entry.gsi_base == 0);
+        CHECK(+entry.address == 0xfec00000);
+        CHECK(+entry.gsi_base == 0);
         ++io_apics;
       } else {
         CHECK((type == kMadtLocalApicNmi || type == kMadtLocalX2ApicNmi));
@@ -163,10 +163,10 @@ TEST_CASE("acpi: MCFG has the ECAM base and the last bus") {
   for (const std::uint32_t buses : {1U, 16U, 256U}) {
     config.pci->buses = buses;
     const auto mcfg = At<Mcfg>(Walk(BuildTables(config, kBase))["MCFG"], 0);
-    CHECK(mcfg.base == 0xe0000000);
-    CHECK(mcfg.segment == 0);
-    CHECK(mcfg.first_bus == 0);
-    CHECK(mcfg.last_bus == buses - 1);
+    CHECK(+mcfg.base == 0xe0000000);
+    CHECK(+mcfg.segment == 0);
+    CHECK(+mcfg.first_bus == 0);
+    CHECK(+mcfg.last_bus == buses - 1);
   }
 }
 
@@ -221,7 +221,9 @@ TEST_CASE(
   configs[2].power_button = false;
   for (const Config& config : configs) {
     auto tables = Walk(BuildTables(config, kBase));
-    for (const auto& [signature, bytes] : tables) {
+    for (const auto& table : tables) {
+      const std::string& signature = table.first;
+      const Bytes& bytes = table.second;
       CAPTURE(signature);
       const std::string base = folder + "/" + signature;
       std::ofstream(base + ".aml", std::ios::binary)

@@ -86,8 +86,10 @@ StatusStep Classify(std::uint8_t status, std::uint8_t written) {
       return added == kStatusDriver ? StatusStep::kAdvance : StatusStep::kIllegal;
     case kStatusAcknowledge | kStatusDriver:
       return added == kStatusFeaturesOk ? StatusStep::kAdvance : StatusStep::kIllegal;
-    default:
+    case kStatusAcknowledge | kStatusDriver | kStatusFeaturesOk:
       return added == kStatusDriverOk ? StatusStep::kAdvance : StatusStep::kIllegal;
+    default:
+      return StatusStep::kIllegal;
   }
 }
 

@@ -1,0 +1,134 @@
+// Config space, BAR and MSI-X accesses of a guest, decoded from the input: 3 functions behind one
+// root. Whatever it writes, decoded BARs stay inside the windows and disjoint, and identities stay.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "devices/pci/fake_function.h"
+#include "src/base/check.h"
+#include "src/base/log.h"
+
+using postern::pci::Bdf;
+using postern::pci::FakeBridge;
+using postern::pci::FakeFunction;
+using postern::pci::Window;
+
+namespace {
+
+class Input {
+ public:
+  Input(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
+  [[nodiscard]] bool left() const { return size_ != 0; }
+  std::uint64_t Take(std::size_t bytes) {
+    std::uint64_t value = 0;
+    for (std::size_t i = 0; i < bytes && size_ != 0; ++i, ++data_, --size_) {
+      value |= std::uint64_t{*data_} << (8 * i);
+    }
+    return value;
+  }
+
+ private:
+  const std::uint8_t* data_;
+  std::size_t size_;
+};
+
+void Access(postern::bus::Bus& bus, std::uint64_t address, std::size_t width, bool write,
+            std::uint64_t value) {
+  std::array<std::byte, 8> bytes;
+  std::memcpy(bytes.data(), &value, sizeof(value));
+  if (write) {
+    bus.Write(address, std::span<const std::byte>(bytes).first(width));
+  } else {
+    bus.Read(address, std::span(bytes).first(width));
+  }
+}
+
+void CheckMap(FakeBridge& bridge) {
+  std::vector<Window> taken;
+  for (const auto& function : bridge.root->Functions()) {
+    CHECK(function.vendor == (function.bdf.device == 0 ? 0x1b36 : 0x1234));
+    for (const auto& bar : function.bars) {
+      if (!bar.mapped || bar.kind == postern::pci::BarKind::kIo) continue;
+      CHECK(FakeBridge::kWindows.memory32.Contains(bar.address, bar.size) ||
+            FakeBridge::kWindows.memory64.Contains(bar.address, bar.size));
+      taken.push_back({bar.address, bar.size});
+    }
+  }
+  std::ranges::sort(taken, {}, &Window::base);
+  for (std::size_t i = 1; i < taken.size(); ++i) {
+    CHECK(taken[i - 1].base + taken[i - 1].size <= taken[i].base);
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  postern::log::SetLevel(postern::LogLevel::kOff);
+  Input input(data, size);
+  FakeBridge bridge;
+  std::vector<std::unique_ptr<FakeFunction>> functions;
+  for (int i = 0; i < 3; ++i) {
+    functions.push_back(std::make_unique<FakeFunction>(bridge.platform.interrupts));
+    CHECK(bridge.root->Add(*functions.back()).has_value());
+  }
+  if (input.Take(1) % 2 == 0) CHECK(bridge.root->AssignAddresses().has_value());
+  for (int step = 0; step < 512 && input.left(); ++step) {
+    const auto control = static_cast<std::uint8_t>(input.Take(1));
+    const std::size_t width = std::size_t{1} << (control & 3);
+    const bool write = (control & 4) != 0;
+    const Bdf where{.bus = 0, .device = static_cast<std::uint8_t>(control >> 6), .function = 0};
+    switch (control >> 3 & 7) {
+      case 0:
+      case 1:
+      case 2: {
+        // Header and capabilities, where the side effects are.
+        const auto offset = static_cast<std::uint32_t>(input.Take(1));
+        Access(bridge.mmio, FakeBridge::ConfigAddress(where, offset), width, write,
+               input.Take(width));
+        break;
+      }
+      case 3: {
+        const auto offset = static_cast<std::uint32_t>(input.Take(2) % 0x1000);
+        Access(bridge.mmio, FakeBridge::ConfigAddress(where, offset), width, write,
+               input.Take(width));
+        break;
+      }
+      case 4: {
+        // Some place in some BAR.
+        FakeFunction& function = *functions[where.device % functions.size()];
+        const std::size_t bar = input.Take(1) % 3;
+        Access(bar == 1 ? bridge.ports : bridge.mmio, function.BarAddress(bar) + input.Take(2),
+               width, write, input.Take(width));
+        break;
+      }
+      case 5:
+        Access(bridge.mmio, input.Take(5), width, write, input.Take(width));
+        break;
+      case 6:
+        functions[where.device % functions.size()]->msix()->Trigger(
+            static_cast<std::uint16_t>(input.Take(2)));
+        break;
+      default: {
+        FakeFunction& function = *functions[where.device % functions.size()];
+        const postern::MutexLock lock(function.lock());
+        if (write) {
+          function.Reset();
+          break;
+        }
+        const postern::pci::FunctionState state = function.SaveFunction();
+        CHECK(function.RestoreFunction(state).has_value());
+        break;
+      }
+    }
+    if (step % 16 == 0) CheckMap(bridge);
+  }
+  CheckMap(bridge);
+  bridge.root.reset();
+  CHECK(bridge.mmio.Ranges().empty());
+  CHECK(bridge.platform.pages.Mappings().empty());
+  CHECK(bridge.platform.doorbells.size() == 0);
+  return 0;
+}

@@ -155,7 +155,7 @@ class Blk {
   }
 
   // `size` bytes from `sector` on in requests of `piece` bytes, as many at once as fit, over all
-  // queues in turn. `data` is advanced by `step` bytes per request, modulo `wrap` requests.
+  // queues in turn. Every `wrap` requests the data starts again.
   bool Transfer(uint32_t type, uint64_t sector, uint8_t* data, uint64_t size, uint32_t piece,
                 Row& row, uint32_t wrap = 0xffffffff) {
     const uint64_t requests = size / piece;

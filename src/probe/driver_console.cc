@@ -77,8 +77,9 @@ void Judge(Console& console, Row& row) {
   row.figures().Put(console.device.Interrupts(*console.transmit), " interrupts");
   if (console.device.Has(kFeatureSize)) {
     Transport& transport = console.device.transport();
-    row.figures().Put(", ", transport.ReadConfig16(kConfigColumns), 'x',
-                      transport.ReadConfig16(kConfigRows));
+    const uint16_t columns = transport.ReadConfig16(kConfigColumns);
+    // 0: the far end is no terminal.
+    if (columns != 0) row.figures().Put(", ", columns, 'x', transport.ReadConfig16(kConfigRows));
   }
   if (console.bytes == 0) row.Fail("nothing could be sent");
   if (console.device.Interrupts(*console.transmit) == 0) row.Fail("no interrupt arrived");

@@ -1,6 +1,7 @@
 #include "tests/support/device_rig.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <optional>
 #include <utility>
@@ -33,7 +34,12 @@ DeviceRig::DeviceRig(virtio::Device& device, const Options& options)
     kicks_.push_back(EventFd::Create().value());
   }
   parked_.resize(sizes.size());
-  if (options_.threaded) thread_ = std::thread([this] { device_.loop().Run(); });
+  if (!options_.threaded) return;
+  thread_ = std::thread([this] { device_.loop().Run(); });
+  // RunSync runs on the caller's thread while the loop does not run: wait until it does.
+  auto running = std::make_shared<std::atomic<bool>>(false);
+  device_.loop().Post([running] { running->store(true); });
+  while (!running->load()) std::this_thread::yield();
 }
 
 DeviceRig::~DeviceRig() {

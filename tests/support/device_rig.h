@@ -57,10 +57,9 @@ class DeviceRig {
   void ResetQueue(std::uint16_t index);
   void ResumeQueue(std::uint16_t index);
 
-  // Signals the doorbell of a queue; without `threaded` also runs the loop until it is idle.
+  // Signals the doorbell of a queue; without `threaded` also runs the loop for one round.
   void Kick(std::uint16_t index);
-  // Runs the loop until it has nothing to do, or for one round of at most `timeout_ms` if something
-  // is still to come.
+  // Runs the loop for one round that waits at most `timeout_ms`.
   void Run(int timeout_ms = 0);
   // Runs the loop (or waits for it) until queue `index` has a used entry; nothing after 10 s.
   std::optional<DriverQueue::Used> WaitUsed(std::uint16_t index);

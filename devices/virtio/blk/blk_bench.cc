@@ -24,7 +24,7 @@ namespace {
 using testing::DeviceRig;
 using testing::DriverQueue;
 
-constexpr std::uint64_t kDiskBytes = 64 << 20;
+constexpr std::uint64_t kDiskBytes = 16 << 20;
 
 std::string MakeFile() {
   std::string path = "./blk_bench.XXXXXX";

@@ -41,7 +41,9 @@ Outcome<void> ReadDisk(const Json& json, const std::string& path, DiskConfig& di
                {"writethrough", DiskConfig::Cache::kWritethrough},
                {"unsafe", DiskConfig::Cache::kUnsafe}})
       .Choice("engine", disk.engine,
-              {{"auto", DiskConfig::Engine::kAuto}, {"io_uring", DiskConfig::Engine::kIoUring}, {"sync", DiskConfig::Engine::kSync}})
+              {{"auto", DiskConfig::Engine::kAuto},
+               {"io_uring", DiskConfig::Engine::kIoUring},
+               {"sync", DiskConfig::Engine::kSync}})
       .Text("serial", disk.serial)
       .Number("queues", disk.queues, 1, 64)
       .Number("queue_size", disk.queue_size, 4, 1024);
@@ -56,18 +58,21 @@ Outcome<void> ReadNet(const Json& json, const std::string& path, NetConfig& net)
       .Text("mac", net.mac)
       .Number("mtu", net.mtu, 68, 65535)
       .Number("queue_pairs", net.queue_pairs, 1, 16)
-      .Number("queue_size", net.queue_size, 2, 32768)
+      .Number("queue_size", net.queue_size, 2, 1024)
       .Flag("offload", net.offload);
   return fields.Finish();
 }
 
-Outcome<void> ReadVsock(const Json& json, const std::string& path, std::optional<VsockConfig>& out) {
+Outcome<void> ReadVsock(const Json& json, const std::string& path,
+                        std::optional<VsockConfig>& out) {
   VsockConfig vsock;
   Fields fields(json, path);
   // VIRTIO 1.2 5.10.4: 0, 1, 2 and the all-ones address are reserved.
   fields.Number("cid", vsock.cid, 3, 0xfffffffe).Text("socket", vsock.socket);
   if (Outcome<void> r = fields.Finish(); !r) return r;
-  if (vsock.socket.empty()) return ConfigFailure(path + ".socket: missing", "give the path of the UNIX socket to listen on");
+  if (vsock.socket.empty())
+    return ConfigFailure(path + ".socket: missing",
+                         "give the path of the UNIX socket to listen on");
   out = std::move(vsock);
   return {};
 }
@@ -85,10 +90,13 @@ Outcome<void> ReadConsole(const Json& json, const std::string& path, ConsoleConf
                {"null", ConsoleConfig::Mode::kNull}})
       .Text("path", read.path);
   if (Outcome<void> r = fields.Finish(); !r) return r;
-  const bool needs_path = read.mode == ConsoleConfig::Mode::kFile || read.mode == ConsoleConfig::Mode::kSocket;
-  if (needs_path && read.path.empty()) return ConfigFailure(path + ".path: missing", "a file or socket console needs a path");
+  const bool needs_path =
+      read.mode == ConsoleConfig::Mode::kFile || read.mode == ConsoleConfig::Mode::kSocket;
+  if (needs_path && read.path.empty())
+    return ConfigFailure(path + ".path: missing", "a file or socket console needs a path");
   if (!needs_path && !read.path.empty()) {
-    return ConfigFailure(path + ".path: only a file or socket console has a path", "remove it, or set mode to file or socket");
+    return ConfigFailure(path + ".path: only a file or socket console has a path",
+                         "remove it, or set mode to file or socket");
   }
   console = std::move(read);
   return {};
@@ -100,7 +108,8 @@ Outcome<void> AddEntry(const Json& json, const std::string& path, std::vector<T>
                        Outcome<void> (*read)(const Json&, const std::string&, T&)) {
   T entry;
   if (Outcome<void> r = read(json, path, entry); !r) return r;
-  const auto same = std::find_if(list.begin(), list.end(), [&](const T& t) { return !entry.id.empty() && t.id == entry.id; });
+  const auto same = std::find_if(list.begin(), list.end(),
+                                 [&](const T& t) { return !entry.id.empty() && t.id == entry.id; });
   if (same != list.end()) {
     *same = std::move(entry);
   } else {
@@ -112,10 +121,12 @@ Outcome<void> AddEntry(const Json& json, const std::string& path, std::vector<T>
 template <typename T>
 Outcome<void> ReadList(const Json& json, const std::string& path, std::vector<T>& list,
                        Outcome<void> (*read)(const Json&, const std::string&, T&)) {
-  if (!json.is_array()) return ConfigFailure(path + ": expected a list", "write it as [{...}, {...}]");
+  if (!json.is_array())
+    return ConfigFailure(path + ": expected a list", "write it as [{...}, {...}]");
   list.clear();
   for (std::size_t i = 0; i < json.size(); ++i) {
-    if (Outcome<void> r = AddEntry(json[i], fmt::format("{}[{}]", path, i), list, read); !r) return r;
+    if (Outcome<void> r = AddEntry(json[i], fmt::format("{}[{}]", path, i), list, read); !r)
+      return r;
   }
   return {};
 }
@@ -126,12 +137,18 @@ Outcome<void> ReadDocument(const Json& json, Config& config) {
       .Text("initrd", config.initrd)
       .Text("cmdline", config.cmdline)
       .Number("cpus", config.cpus, 1, 1024)
-      .Member("memory", [&](const Json& v, const std::string& p) { return ReadMemory(v, p, config.memory); })
-      .Member("disks", [&](const Json& v, const std::string& p) { return ReadList(v, p, config.disks, ReadDisk); })
-      .Member("nets", [&](const Json& v, const std::string& p) { return ReadList(v, p, config.nets, ReadNet); })
-      .Member("vsock", [&](const Json& v, const std::string& p) { return ReadVsock(v, p, config.vsock); })
-      .Member("console", [&](const Json& v, const std::string& p) { return ReadConsole(v, p, config.console); })
-      .Member("serial", [&](const Json& v, const std::string& p) { return ReadConsole(v, p, config.serial); })
+      .Member("memory",
+              [&](const Json& v, const std::string& p) { return ReadMemory(v, p, config.memory); })
+      .Member("disks", [&](const Json& v,
+                           const std::string& p) { return ReadList(v, p, config.disks, ReadDisk); })
+      .Member("nets", [&](const Json& v,
+                          const std::string& p) { return ReadList(v, p, config.nets, ReadNet); })
+      .Member("vsock",
+              [&](const Json& v, const std::string& p) { return ReadVsock(v, p, config.vsock); })
+      .Member("console", [&](const Json& v,
+                             const std::string& p) { return ReadConsole(v, p, config.console); })
+      .Member("serial",
+              [&](const Json& v, const std::string& p) { return ReadConsole(v, p, config.serial); })
       .Flag("rng", config.rng)
       .Choice("transport", config.transport, {{"pci", Transport::kPci}, {"mmio", Transport::kMmio}})
       .Number("io_threads", config.io_threads, 1, 64)
@@ -140,7 +157,8 @@ Outcome<void> ReadDocument(const Json& json, Config& config) {
   return fields.Finish();
 }
 
-// Flags whose value is a list of keys: the key a bare first word stands for, and the keys that need no value.
+// Flags whose value is a list of keys: the key a bare first word stands for, and the keys that need
+// no value.
 struct StructuredFlag {
   const char* name;
   const char* bare;
@@ -196,10 +214,12 @@ Outcome<Json> ParseList(const StructuredFlag& flag, std::string_view text) {
       value = word;
     } else {
       return ConfigFailure(fmt::format("--{} {}: '{}' has no value", flag.name, text, word),
-                           fmt::format("write it as {}=VALUE; known keys: {}", word.empty() ? "key" : word, FlagKeys(flag.name)));
+                           fmt::format("write it as {}=VALUE; known keys: {}",
+                                       word.empty() ? "key" : word, FlagKeys(flag.name)));
     }
     if (object.contains(key)) {
-      return ConfigFailure(fmt::format("--{} {}: '{}' is given twice", flag.name, text, key), "give it once");
+      return ConfigFailure(fmt::format("--{} {}: '{}' is given twice", flag.name, text, key),
+                           "give it once");
     }
     object[key] = value;
   }
@@ -225,8 +245,10 @@ Outcome<void> ApplyJson(std::string_view text, std::string_view source, Config& 
     json = Json::parse(text, nullptr, true, true);
   } catch (const Json::parse_error& error) {
     const std::size_t at = std::min(error.byte, text.size());
-    const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n');
-    return ConfigFailure(fmt::format("{}: not valid JSON near line {}", source, line), "check commas, quotes and brackets there");
+    const auto line =
+        1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n');
+    return ConfigFailure(fmt::format("{}: not valid JSON near line {}", source, line),
+                         "check commas, quotes and brackets there");
   }
   Config copy = config;
   if (Outcome<void> r = ReadDocument(json, copy); !r) {
@@ -241,13 +263,18 @@ Outcome<void> ApplyJson(std::string_view text, std::string_view source, Config& 
 Outcome<void> ApplyJsonFile(const std::string& path, Config& config) {
   constexpr off_t kLargest = 1 << 20;
   const Fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid()) return ConfigFailure(fmt::format("cannot open configuration '{}': {}", path, strerrordesc_np(errno)), "check the path");
+  if (!fd.valid())
+    return ConfigFailure(
+        fmt::format("cannot open configuration '{}': {}", path, strerrordesc_np(errno)),
+        "check the path");
   struct stat status {};
   if (fstat(fd.get(), &status) < 0 || !S_ISREG(status.st_mode)) {
-    return ConfigFailure(fmt::format("configuration '{}' is not a regular file", path), "give a JSON file");
+    return ConfigFailure(fmt::format("configuration '{}' is not a regular file", path),
+                         "give a JSON file");
   }
   if (status.st_size > kLargest) {
-    return ConfigFailure(fmt::format("configuration '{}' is larger than 1 MiB", path), "check that it is the JSON file you meant");
+    return ConfigFailure(fmt::format("configuration '{}' is larger than 1 MiB", path),
+                         "check that it is the JSON file you meant");
   }
   std::string text(static_cast<std::size_t>(status.st_size), '\0');
   std::size_t size = 0;
@@ -274,7 +301,8 @@ Outcome<void> ApplyFlag(std::string_view name, std::string_view value, Config& c
     result = ReadDocument(Json{{field, std::string(value)}}, copy);
     if (!result) {
       Failure failure = result.error();
-      failure.cause = "--" + std::string(name) + failure.cause.substr(std::min(field.size(), failure.cause.size()));
+      failure.cause = "--" + std::string(name) +
+                      failure.cause.substr(std::min(field.size(), failure.cause.size()));
       return tl::unexpected(std::move(failure));
     }
   }

@@ -132,7 +132,8 @@ TEST_CASE("flags: structured flags have the file's fields, with a bare first wor
 
 TEST_CASE("flags: win over the file; an entry with a known id replaces it") {
   Config c;
-  REQUIRE(ApplyJson(R"({"cpus": 2, "disks": [{"id": "root", "path": "a"}, {"path": "b"}]})", "vm.json", c));
+  REQUIRE(ApplyJson(R"({"cpus": 2, "disks": [{"id": "root", "path": "a"}, {"path": "b"}]})",
+                    "vm.json", c));
   REQUIRE(ApplyFlag("cpus", "8", c));
   CHECK(c.cpus == 8);
   REQUIRE(ApplyFlag("disk", "path=c,id=root", c));
@@ -149,9 +150,12 @@ TEST_CASE("flags: errors name the flag") {
     const char* where;
   };
   const Case cases[] = {
-      {"cpus", "x", "--cpus:"},          {"cpus", "", "--cpus:"},        {"cpus", "1 ", "--cpus:"},
+      {"cpus", "x", "--cpus:"},
+      {"cpus", "", "--cpus:"},
+      {"cpus", "1 ", "--cpus:"},
       {"cpus", "99999999999999999999", "--cpus:"},
-      {"memory", "", "--memory"},        {"memory", "512M,size=1G", "--memory"},
+      {"memory", "", "--memory"},
+      {"memory", "512M,size=1G", "--memory"},
       {"disk", "path=a,path=b", "--disk"},
       {"disk", "path=a,cach=x", "--disk.cach"},
       {"disk", "path=a,cache", "--disk"},
@@ -171,7 +175,8 @@ TEST_CASE("flags: errors name the flag") {
 
 TEST_CASE("file: missing, a directory, and too large are told apart") {
   Config config;
-  CHECK(ApplyJsonFile("/nonexistent/vm.json", config).error().cause.find("No such file") != std::string::npos);
+  CHECK(ApplyJsonFile("/nonexistent/vm.json", config).error().cause.find("No such file") !=
+        std::string::npos);
   CHECK(ApplyJsonFile("/", config).error().cause.find("not a regular file") != std::string::npos);
   char path[] = "/tmp/postern_config_XXXXXX";
   const int fd = mkstemp(path);

@@ -38,7 +38,8 @@ std::optional<std::uint64_t> ToNumber(const Fields::Json& value) {
 Fields::Fields(const Json& object, std::string path) : object_(object), path_(std::move(path)) {
   if (!object.is_object()) {
     failure_ = Failure{Failure::Kind::kConfig,
-                       fmt::format("{}: expected an object, not {}", path_.empty() ? "configuration" : path_, Shown(object)),
+                       fmt::format("{}: expected an object, not {}",
+                                   path_.empty() ? "configuration" : path_, Shown(object)),
                        "write it as {\"key\": value, ...}"};
   }
 }
@@ -82,7 +83,8 @@ Fields& Fields::Flag(const char* name, bool& out) {
   } else if (text == "off" || text == "false" || text == "no") {
     out = false;
   } else {
-    Fail(name, fmt::format("expected true or false, not {}", Shown(*value)), "use on, off, true or false");
+    Fail(name, fmt::format("expected true or false, not {}", Shown(*value)),
+         "use on, off, true or false");
   }
   return *this;
 }
@@ -115,14 +117,16 @@ Fields& Fields::Size(const char* name, std::uint64_t& out, bool zero_allowed) {
     size = parsed.value_or(0);
   }
   if (!good || (size == 0 && !zero_allowed)) {
-    Fail(name, fmt::format("{} is not a size", Shown(*value)), "give bytes, or a number with K, M, G or T, such as 512M");
+    Fail(name, fmt::format("{} is not a size", Shown(*value)),
+         "give bytes, or a number with K, M, G or T, such as 512M");
     return *this;
   }
   out = size;
   return *this;
 }
 
-std::optional<std::size_t> Fields::ChoiceIndex(const char* name, const std::vector<const char*>& names) {
+std::optional<std::size_t> Fields::ChoiceIndex(const char* name,
+                                               const std::vector<const char*>& names) {
   const Json* value = Find(name);
   if (value == nullptr) return std::nullopt;
   const std::string text = value->is_string() ? value->get<std::string>() : "";
@@ -135,7 +139,8 @@ std::optional<std::size_t> Fields::ChoiceIndex(const char* name, const std::vect
   return static_cast<std::size_t>(found - names.begin());
 }
 
-Fields& Fields::Member(const char* name, const std::function<Outcome<void>(const Json&, const std::string&)>& read) {
+Fields& Fields::Member(const char* name,
+                       const std::function<Outcome<void>(const Json&, const std::string&)>& read) {
   const Json* value = Find(name);
   if (value == nullptr) return *this;
   const std::string where = path_.empty() ? name : path_ + "." + name;

@@ -1,7 +1,8 @@
 #pragma once
 
-// Fields: reads the members of one JSON object into typed variables, keeping count of which were known. Values may be JSON's own types or
-// the strings a command-line flag gives ("true", "512M", "3"). Internal to src/api.
+// Fields: reads the members of one JSON object into typed variables, keeping count of which were
+// known. Values may be JSON's own types or the strings a command-line flag gives ("true", "512M",
+// "3"). Internal to src/api.
 
 #include <cstdint>
 #include <functional>
@@ -28,22 +29,28 @@ class Fields {
   Fields& Text(const char* name, std::string& out);
   Fields& Flag(const char* name, bool& out);
   // An integer in [low, high].
-  Fields& Number(const char* name, std::uint64_t low, std::uint64_t high, const std::function<void(std::uint64_t)>& set);
+  Fields& Number(const char* name, std::uint64_t low, std::uint64_t high,
+                 const std::function<void(std::uint64_t)>& set);
   template <typename U>
-  Fields& Number(const char* name, U& out, std::uint64_t low = 0, std::uint64_t high = std::numeric_limits<U>::max()) {
+  Fields& Number(const char* name, U& out, std::uint64_t low = 0,
+                 std::uint64_t high = std::numeric_limits<U>::max()) {
     return Number(name, low, high, [&out](std::uint64_t v) { out = static_cast<U>(v); });
   }
   // "512M", 4096. Zero only if `zero_allowed`.
   Fields& Size(const char* name, std::uint64_t& out, bool zero_allowed = false);
   template <typename E>
-  Fields& Choice(const char* name, E& out, std::initializer_list<std::pair<const char*, E>> choices) {
+  Fields& Choice(const char* name, E& out,
+                 std::initializer_list<std::pair<const char*, E>> choices) {
     std::vector<const char*> names;
     for (const auto& choice : choices) names.push_back(choice.first);
-    if (const std::optional<std::size_t> index = ChoiceIndex(name, names)) out = (choices.begin() + *index)->second;
+    if (const std::optional<std::size_t> index = ChoiceIndex(name, names))
+      out = (choices.begin() + *index)->second;
     return *this;
   }
-  // A member that is itself an object, or in a flag the short form of it; `read` gets the value and its path.
-  Fields& Member(const char* name, const std::function<Outcome<void>(const Json&, const std::string&)>& read);
+  // A member that is itself an object, or in a flag the short form of it; `read` gets the value and
+  // its path.
+  Fields& Member(const char* name,
+                 const std::function<Outcome<void>(const Json&, const std::string&)>& read);
 
   // The first error, or one about members nobody asked for.
   [[nodiscard]] Outcome<void> Finish();
@@ -52,7 +59,8 @@ class Fields {
 
  private:
   [[nodiscard]] const Json* Find(const char* name);
-  [[nodiscard]] std::optional<std::size_t> ChoiceIndex(const char* name, const std::vector<const char*>& names);
+  [[nodiscard]] std::optional<std::size_t> ChoiceIndex(const char* name,
+                                                       const std::vector<const char*>& names);
   void Fail(const char* name, const std::string& what, const std::string& next_step);
 
   const Json& object_;

@@ -42,18 +42,21 @@ std::string Bash() {
 }}
 complete -o default -F _postern postern
 )",
-                     kVerbs, Words(RunOptions(), true), Words(RunOptions(), false), Words(DoctorOptions(), false));
+                     kVerbs, Words(RunOptions(), true), Words(RunOptions(), false),
+                     Words(DoctorOptions(), false));
 }
 
 std::string Fish() {
-  std::string text = fmt::format("complete -c postern -f -n __fish_use_subcommand -a '{}'\n", kVerbs);
+  std::string text =
+      fmt::format("complete -c postern -f -n __fish_use_subcommand -a '{}'\n", kVerbs);
   const auto add = [&](std::span<const Option> options, std::string_view verb) {
     for (const Option& option : options) {
       const std::string_view line = option.help.substr(0, option.help.find('\n'));
       std::string help;
       for (const char c : line) help += c == '\'' ? std::string("\\'") : std::string(1, c);
-      text += fmt::format("complete -c postern {} -n '__fish_seen_subcommand_from {}' -l {}{} -d '{}'\n", option.file ? "-F" : "-f",
-                          verb, option.name, option.argument.empty() ? "" : " -r", help);
+      text += fmt::format(
+          "complete -c postern {} -n '__fish_seen_subcommand_from {}' -l {}{} -d '{}'\n",
+          option.file ? "-F" : "-f", verb, option.name, option.argument.empty() ? "" : " -r", help);
     }
   };
   add(RunOptions(), "run");
@@ -67,7 +70,8 @@ Outcome<std::string> CompletionScript(std::string_view shell) {
   if (shell == "bash") return Bash();
   if (shell == "zsh") return "autoload -U +X bashcompinit && bashcompinit\n" + Bash();
   if (shell == "fish") return Fish();
-  return ConfigFailure(fmt::format("no completion for shell '{}'", shell), "postern completion bash|zsh|fish");
+  return ConfigFailure(fmt::format("no completion for shell '{}'", shell),
+                       "postern completion bash|zsh|fish");
 }
 
 }  // namespace postern::cli

@@ -2,7 +2,6 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <liburing.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include <optional>
 
 #include <fmt/format.h>
+#include <liburing.h>
 #include <nlohmann/json.hpp>
 
 #include "src/base/fd.h"
@@ -75,7 +75,8 @@ void KvmRows(std::vector<Row>& rows) {
     const bool permission = error == EACCES || error == EPERM;
     rows.push_back({"kvm", State::kMissing, true, Describe(kvm.error()),
                     permission ? "run as root, or join the group that owns /dev/kvm"
-                               : "load kvm_intel or kvm_amd; check the firmware's virtualisation setting, or nesting in a VM"});
+                               : "load kvm_intel or kvm_amd; check the firmware's virtualisation "
+                                 "setting, or nesting in a VM"});
     return;
   }
   rows.push_back({"kvm", State::kOk, true, "/dev/kvm, API version 12", {}});
@@ -88,47 +89,68 @@ void KvmRows(std::vector<Row>& rows) {
     list += fmt::format("{}{} ({})", list.empty() ? "" : ", ", capability.name, capability.purpose);
   }
   if (!missing.empty()) {
-    rows.push_back({"kvm capabilities", State::kMissing, true, "needed and not there: " + missing, "use a newer host kernel"});
+    rows.push_back({"kvm capabilities", State::kMissing, true, "needed and not there: " + missing,
+                    "use a newer host kernel"});
   } else if (!absent.empty()) {
-    rows.push_back({"kvm capabilities", State::kLimited, true, "all that is needed; not there: " + absent, {}});
+    rows.push_back({"kvm capabilities",
+                    State::kLimited,
+                    true,
+                    "all that is needed; not there: " + absent,
+                    {}});
   } else {
     rows.push_back({"kvm capabilities", State::kOk, true, "all that Postern uses", {}});
   }
 
   switch (kvm::CanRunGuestKernels(*kvm)) {
     case kvm::GuestKernels::kYes:
-      rows.push_back({"guest kernels", State::kOk, true, "guest code runs on the processor itself", {}});
+      rows.push_back(
+          {"guest kernels", State::kOk, true, "guest code runs on the processor itself", {}});
       break;
     case kvm::GuestKernels::kNo:
       rows.push_back({"guest kernels", State::kMissing, true,
-                      "this KVM emulates guest instructions and lacks some that every kernel uses; the built-in guest runs, Linux does not",
+                      "this KVM emulates guest instructions and lacks some that every kernel uses; "
+                      "the built-in guest runs, Linux does not",
                       "use a host with hardware virtualisation (or nested virtualisation on)"});
       break;
     case kvm::GuestKernels::kUnknown:
       rows.push_back({"guest kernels", State::kLimited, true, "could not be tried", {}});
       break;
   }
-  rows.push_back({"vcpus", State::kOk, false, fmt::format("up to {} in one machine", kvm->max_vcpus()), {}});
+  rows.push_back(
+      {"vcpus", State::kOk, false, fmt::format("up to {} in one machine", kvm->max_vcpus()), {}});
 }
 
 void HugepageRows(std::vector<Row>& rows) {
-  constexpr std::pair<const char*, const char*> kSizes[] = {{"2M", "hugepages-2048kB"}, {"1G", "hugepages-1048576kB"}};
+  constexpr std::pair<const char*, const char*> kSizes[] = {{"2M", "hugepages-2048kB"},
+                                                            {"1G", "hugepages-1048576kB"}};
   for (const auto& [name, directory] : kSizes) {
     const std::string base = fmt::format("/sys/kernel/mm/hugepages/{}", directory);
     const std::string total = ReadLine(base + "/nr_hugepages");
     if (total.empty()) {
-      rows.push_back({fmt::format("hugepages {}", name), State::kMissing, false, "this kernel or processor has none of this size", {}});
+      rows.push_back({fmt::format("hugepages {}", name),
+                      State::kMissing,
+                      false,
+                      "this kernel or processor has none of this size",
+                      {}});
     } else if (total == "0") {
       rows.push_back({fmt::format("hugepages {}", name), State::kLimited, false, "none reserved",
                       fmt::format("echo N > {}/nr_hugepages reserves N", base)});
     } else {
-      rows.push_back({fmt::format("hugepages {}", name), State::kOk, false,
-                      fmt::format("{} reserved, {} free", total, ReadLine(base + "/free_hugepages")), {}});
+      rows.push_back(
+          {fmt::format("hugepages {}", name),
+           State::kOk,
+           false,
+           fmt::format("{} reserved, {} free", total, ReadLine(base + "/free_hugepages")),
+           {}});
     }
   }
   const std::string thp = ReadLine("/sys/kernel/mm/transparent_hugepage/enabled");
   const bool off = thp.empty() || thp.find("[never]") != std::string::npos;
-  rows.push_back({"transparent hugepages", off ? State::kLimited : State::kOk, false, thp.empty() ? "not in this kernel" : thp, {}});
+  rows.push_back({"transparent hugepages",
+                  off ? State::kLimited : State::kOk,
+                  false,
+                  thp.empty() ? "not in this kernel" : thp,
+                  {}});
 }
 
 // A device node that has to be opened for reading and writing.
@@ -136,7 +158,8 @@ Row NodeRow(const char* name, const char* path, const char* purpose, const char*
   const Fd fd(open(path, O_RDWR | O_CLOEXEC));
   if (fd.valid()) return {name, State::kOk, false, fmt::format("{}: {}", path, purpose), {}};
   const int error = errno;
-  return {name, State::kMissing, false, fmt::format("{}: {}", path, strerrordesc_np(error)), next_step};
+  return {name, State::kMissing, false, fmt::format("{}: {}", path, strerrordesc_np(error)),
+          next_step};
 }
 
 Row IoUringRow() {
@@ -146,7 +169,8 @@ Row IoUringRow() {
     io_uring_queue_exit(&ring);
     return {"io_uring", State::kOk, false, "used for disks", {}};
   }
-  return {"io_uring", State::kLimited, false, fmt::format("refused ({}): disks use plain reads and writes", strerrordesc_np(-result)),
+  return {"io_uring", State::kLimited, false,
+          fmt::format("refused ({}): disks use plain reads and writes", strerrordesc_np(-result)),
           "check kernel.io_uring_disabled and the seccomp filter of the container"};
 }
 
@@ -166,21 +190,30 @@ std::vector<Row> Examine() {
   std::vector<Row> rows;
   utsname kernel{};
   uname(&kernel);
-  rows.push_back({"host kernel", State::kOk, true, fmt::format("{} {} {}", kernel.sysname, kernel.release, kernel.machine), {}});
+  rows.push_back({"host kernel",
+                  State::kOk,
+                  true,
+                  fmt::format("{} {} {}", kernel.sysname, kernel.release, kernel.machine),
+                  {}});
   const long pages = sysconf(_SC_PHYS_PAGES);
   const long page = sysconf(_SC_PAGESIZE);
   const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-  rows.push_back({"host", State::kOk, true,
+  rows.push_back({"host",
+                  State::kOk,
+                  true,
                   fmt::format("{} processors, {} MiB of memory", cpus,
-                              static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(page) / (1 << 20)),
+                              static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(page) /
+                                  (1 << 20)),
                   {}});
   KvmRows(rows);
   HugepageRows(rows);
   rows.push_back(NodeRow("tap", "/dev/net/tun", "network interfaces of guests", "modprobe tun"));
   rows.push_back(IoUringRow());
   rows.push_back(IommuRow());
-  rows.push_back(NodeRow("vfio", "/dev/vfio/vfio", "devices assigned by group and container", "modprobe vfio-pci; needs an IOMMU"));
-  rows.push_back(NodeRow("iommufd", "/dev/iommu", "devices assigned by iommufd", "modprobe iommufd; needs a kernel built with IOMMUFD"));
+  rows.push_back(NodeRow("vfio", "/dev/vfio/vfio", "devices assigned by group and container",
+                         "modprobe vfio-pci; needs an IOMMU"));
+  rows.push_back(NodeRow("iommufd", "/dev/iommu", "devices assigned by iommufd",
+                         "modprobe iommufd; needs a kernel built with IOMMUFD"));
   return rows;
 }
 
@@ -193,7 +226,9 @@ std::string ToJson(const std::vector<Row>& rows) {
                       {"detail", row.detail},
                       {"next_step", row.next_step}});
   }
-  return nlohmann::json{{"checks", std::move(checks)}}.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  return nlohmann::json{{"checks", std::move(checks)}}.dump(
+             2, ' ', false, nlohmann::json::error_handler_t::replace) +
+         "\n";
 }
 
 std::string ToTable(const std::vector<Row>& rows) {
@@ -202,7 +237,8 @@ std::string ToTable(const std::vector<Row>& rows) {
   std::string text;
   for (const Row& row : rows) {
     text += fmt::format("{:<{}}  {:<8} {}\n", row.name, width, StateName(row.state), row.detail);
-    if (!row.next_step.empty()) text += fmt::format("{:<{}}           {}\n", "", width, row.next_step);
+    if (!row.next_step.empty())
+      text += fmt::format("{:<{}}           {}\n", "", width, row.next_step);
   }
   return text;
 }
@@ -215,16 +251,21 @@ int Doctor(const std::vector<std::string>& arguments) {
   bool json = false;
   for (const Given& g : *given) {
     if (g.option->name == "help") {
-      Print(stdout, "Usage: postern doctor [--json]\n\nSays what this host can do for a microVM. Changes nothing.\n\n" +
-                        FormatOptions(DoctorOptions()) +
-                        "\nExit code: 0 when Linux guests can run here, 1 when something they need is missing.\n");
+      Print(stdout,
+            "Usage: postern doctor [--json]\n\nSays what this host can do for a microVM. Changes "
+            "nothing.\n\n" +
+                FormatOptions(DoctorOptions()) +
+                "\nExit code: 0 when Linux guests can run here, 1 when something they need is "
+                "missing.\n");
       return 0;
     }
     json = json || g.option->name == "json";
   }
   const std::vector<Row> rows = Examine();
   Print(stdout, json ? ToJson(rows) : ToTable(rows));
-  const bool missing = std::any_of(rows.begin(), rows.end(), [](const Row& r) { return r.required && r.state == State::kMissing; });
+  const bool missing = std::any_of(rows.begin(), rows.end(), [](const Row& r) {
+    return r.required && r.state == State::kMissing;
+  });
   return missing ? 1 : 0;
 }
 

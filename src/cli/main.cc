@@ -48,7 +48,8 @@ int Main(const std::vector<std::string>& arguments) {
   if (verb == "doctor") return Doctor(rest);
   if (verb == "completion") {
     if (rest.size() != 1 || rest[0] == "--help") {
-      Print(rest.size() == 1 ? stdout : stderr, "Usage: postern completion bash|zsh|fish\n\nsource <(postern completion bash)\n");
+      Print(rest.size() == 1 ? stdout : stderr,
+            "Usage: postern completion bash|zsh|fish\n\nsource <(postern completion bash)\n");
       return rest.size() == 1 ? 0 : 2;
     }
     Outcome<std::string> script = CompletionScript(rest[0]);
@@ -56,7 +57,8 @@ int Main(const std::vector<std::string>& arguments) {
     Print(stdout, *script);
     return 0;
   }
-  return PrintFailure({Failure::Kind::kConfig, fmt::format("unknown verb '{}'", verb), "postern --help lists the verbs"});
+  return PrintFailure({Failure::Kind::kConfig, fmt::format("unknown verb '{}'", verb),
+                       "postern --help lists the verbs"});
 }
 
 }  // namespace

@@ -4,37 +4,50 @@ namespace postern::cli {
 namespace {
 
 constexpr Option kRun[] = {
-    {"config", "FILE", "Read this JSON file first. Flags win over what it says.", false, false, true},
-    {"kernel", "FILE", "Kernel: a bzImage, or an ELF vmlinux (entered by PVH if it has the note, by the 64-bit\n"
-                       "protocol else). Without it the built-in guest runs, which tests every device.",
+    {"config", "FILE", "Read this JSON file first. Flags win over what it says.", false, false,
+     true},
+    {"kernel", "FILE",
+     "Kernel: a bzImage, or an ELF vmlinux (entered by PVH if it has the note, by the 64-bit\n"
+     "protocol else). Without it the built-in guest runs, which tests every device.",
      true, false, true},
     {"initrd", "FILE", "Initial RAM disk.", true, false, true},
-    {"cmdline", "TEXT", "Kernel command line. Postern adds console= and panic=-1 unless given here.", true},
+    {"cmdline", "TEXT",
+     "Kernel command line. Postern adds console= and panic=-1 unless given here.", true},
     {"cpus", "N", "Virtual CPUs (default 1).", true},
-    {"memory", "SIZE[,KEY...]", "Guest memory (default 512M).\n"
-                                "hugepages=2M|1G: from the host's reserved huge pages\n"
-                                "shared: mapped shared, for device back ends in other processes\n"
-                                "prefault: touch every page before the guest starts\n"
-                                "thp, mergeable: advise the host's kernel so",
+    {"memory", "SIZE[,KEY...]",
+     "Guest memory (default 512M).\n"
+     "hugepages=2M|1G: from the host's reserved huge pages\n"
+     "shared: mapped shared, for device back ends in other processes\n"
+     "prefault: touch every page before the guest starts\n"
+     "thp, mergeable: advise the host's kernel so",
      true},
-    {"disk", "path=FILE[,KEY...]", "A virtio disk over a raw image file or a block device. Repeat for more.\n"
-                                   "readonly, direct (O_DIRECT), cache=writeback|writethrough|unsafe,\n"
-                                   "engine=auto|io_uring|sync, queues=N, queue_size=N, serial=TEXT, id=NAME",
+    {"disk", "path=FILE[,KEY...]",
+     "A virtio disk over a raw image file or a block device. Repeat for more.\n"
+     "readonly, direct (O_DIRECT), cache=writeback|writethrough|unsafe,\n"
+     "engine=auto|io_uring|sync, queues=N, queue_size=N, serial=TEXT, id=NAME",
      true, true, true},
-    {"net", "tap=NAME[,KEY...]", "A virtio network interface over a TAP interface, which is created if it does not exist.\n"
-                                 "fd=N: an open TAP instead; mac=, mtu=, queue_pairs=N, queue_size=N, offload=off, id=NAME",
+    {"net", "tap=NAME[,KEY...]",
+     "A virtio network interface over a TAP interface, which is created if it does not exist.\n"
+     "fd=N: an open TAP instead; mac=, mtu=, queue_pairs=N, queue_size=N, offload=off, id=NAME",
      true, true},
-    {"vsock", "cid=N,socket=PATH", "virtio-vsock served on a UNIX socket. To reach guest port P connect to PATH and send\n"
-                                   "\"CONNECT P\\n\"; the guest's own connections to port P go to PATH_P.",
+    {"vsock", "cid=N,socket=PATH",
+     "virtio-vsock served on a UNIX socket. To reach guest port P connect to PATH and send\n"
+     "\"CONNECT P\\n\"; the guest's own connections to port P go to PATH_P.",
      true, false, true},
-    {"console", "MODE", "virtio console hvc0: stdio (default; Ctrl-A x leaves), pty, file=PATH, socket=PATH, null, off.", true},
+    {"console", "MODE",
+     "virtio console hvc0: stdio (default; Ctrl-A x leaves), pty, file=PATH, socket=PATH, null, "
+     "off.",
+     true},
     {"serial", "MODE", "16550 at COM1 as early console; same modes (default off).", true},
     {"rng", "on|off", "virtio entropy device (default on).", true},
     {"transport", "pci|mmio", "How virtio devices are reached (default pci).", true},
-    {"io-threads", "N", "Threads for device I/O; queues of disks and interfaces spread over them (default 1).", true},
+    {"io-threads", "N",
+     "Threads for device I/O; queues of disks and interfaces spread over them (default 1).", true},
     {"pit", "on|off", "An 8254 timer, for guests that calibrate with one (default off).", true},
-    {"metrics", "FILE", "Write counters as a line of JSON when the machine ends, and on SIGUSR1.", true, false, true},
-    {"shutdown-timeout", "SECONDS", "After SIGTERM, how long the guest has to power off (default 60).", false},
+    {"metrics", "FILE", "Write counters as a line of JSON when the machine ends, and on SIGUSR1.",
+     true, false, true},
+    {"shutdown-timeout", "SECONDS",
+     "After SIGTERM, how long the guest has to power off (default 60).", false},
     {"log-level", "LEVEL", "trace, debug, info, warn (default), error or off.", false},
     {"log-file", "FILE", "Append log lines here instead of standard error.", false, false, true},
     {"dry-run", "", "Check everything, print the machine that would start, and end.", false},
@@ -48,7 +61,11 @@ constexpr Option kDoctor[] = {
 
 }  // namespace
 
-std::span<const Option> RunOptions() { return kRun; }
-std::span<const Option> DoctorOptions() { return kDoctor; }
+std::span<const Option> RunOptions() {
+  return kRun;
+}
+std::span<const Option> DoctorOptions() {
+  return kDoctor;
+}
 
 }  // namespace postern::cli

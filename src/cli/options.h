@@ -14,7 +14,7 @@ struct Option {
   std::string_view help;      // may have several lines
   bool config;                // a field of the configuration: goes to api::ApplyFlag
   bool repeatable = false;
-  bool file = false;          // completes to file names
+  bool file = false;  // completes to file names
 };
 
 [[nodiscard]] std::span<const Option> RunOptions();

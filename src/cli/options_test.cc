@@ -1,8 +1,9 @@
+#include "src/cli/options.h"
+
 #include <set>
 
 #include "src/api/config_json.h"
 #include "src/cli/completion.h"
-#include "src/cli/options.h"
 #include "src/cli/parse.h"
 
 #include <doctest/doctest.h>
@@ -10,7 +11,9 @@
 namespace postern::cli {
 namespace {
 
-Outcome<std::vector<Given>> Parse(std::vector<std::string> arguments) { return ParseOptions(RunOptions(), "run", arguments); }
+Outcome<std::vector<Given>> Parse(std::vector<std::string> arguments) {
+  return ParseOptions(RunOptions(), "run", arguments);
+}
 
 TEST_CASE("parse: values by space or equals sign, in order, lists repeated") {
   const auto given = Parse({"--cpus", "2", "--disk=path=a", "--disk", "path=b", "--dry-run"});
@@ -51,7 +54,8 @@ TEST_CASE("parse: wrong flags are named, with a suggestion") {
   }
 }
 
-TEST_CASE("options: every configuration flag is a field the reader knows, and help shows every flag") {
+TEST_CASE(
+    "options: every configuration flag is a field the reader knows, and help shows every flag") {
   const std::string help = FormatOptions(RunOptions());
   for (const Option& option : RunOptions()) {
     CAPTURE(option.name);
@@ -67,7 +71,8 @@ TEST_CASE("completion: each shell's script names every flag; other shells are re
   for (const char* shell : {"bash", "zsh", "fish"}) {
     const Outcome<std::string> script = CompletionScript(shell);
     REQUIRE(script);
-    for (const Option& option : RunOptions()) CHECK(script->find(std::string(option.name)) != std::string::npos);
+    for (const Option& option : RunOptions())
+      CHECK(script->find(std::string(option.name)) != std::string::npos);
   }
   CHECK_FALSE(CompletionScript("tcsh"));
 }

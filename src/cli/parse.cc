@@ -26,7 +26,8 @@ std::size_t Distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
-std::string Suggestion(std::span<const Option> options, std::string_view verb, std::string_view wrong) {
+std::string Suggestion(std::span<const Option> options, std::string_view verb,
+                       std::string_view wrong) {
   const Option* best = nullptr;
   std::size_t best_distance = std::min<std::size_t>(4, wrong.size() / 2 + 1);
   for (const Option& option : options) {
@@ -47,7 +48,9 @@ Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::s
   for (const Option& o : options) names.emplace_back(o.name);
   std::vector<option> longs;
   for (std::size_t i = 0; i < options.size(); ++i) {
-    longs.push_back({names[i].c_str(), options[i].argument.empty() ? no_argument : required_argument, nullptr, static_cast<int>(i)});
+    longs.push_back({names[i].c_str(),
+                     options[i].argument.empty() ? no_argument : required_argument, nullptr,
+                     static_cast<int>(i)});
   }
   longs.push_back({});
   // getopt wants a program name first and a null last, and mutable strings.
@@ -63,30 +66,39 @@ Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::s
   while (true) {
     const int at = optind == 0 ? 1 : optind;
     // "+:": no reordering, and ':' for a missing argument. -h is the one short flag.
-    const int got = getopt_long(static_cast<int>(argv.size()) - 1, argv.data(), "+:h", longs.data(), nullptr);
+    const int got =
+        getopt_long(static_cast<int>(argv.size()) - 1, argv.data(), "+:h", longs.data(), nullptr);
     if (got == -1) break;
-    const std::string_view word = arguments[static_cast<std::size_t>(std::min(at - 1, static_cast<int>(arguments.size()) - 1))];
+    const std::string_view word = arguments[static_cast<std::size_t>(
+        std::min(at - 1, static_cast<int>(arguments.size()) - 1))];
     if (got == ':') {
-      return ConfigFailure(fmt::format("{} needs a value", word), fmt::format("postern {} --help shows what it takes", verb));
+      return ConfigFailure(fmt::format("{} needs a value", word),
+                           fmt::format("postern {} --help shows what it takes", verb));
     }
     if (got == '?') {
       std::string_view name = word.substr(0, word.find('='));
       while (name.starts_with('-')) name.remove_prefix(1);
-      const bool is_switch = std::any_of(options.begin(), options.end(),
-                                         [&](const Option& o) { return o.name == name && o.argument.empty(); });
+      const bool is_switch = std::any_of(options.begin(), options.end(), [&](const Option& o) {
+        return o.name == name && o.argument.empty();
+      });
       if (is_switch) return ConfigFailure(fmt::format("--{} takes no value", name), "leave it out");
       return ConfigFailure(fmt::format("unknown flag '{}'", word), Suggestion(options, verb, name));
     }
-    const auto index = got == 'h' ? static_cast<std::size_t>(std::find(names.begin(), names.end(), "help") - names.begin())
-                                  : static_cast<std::size_t>(got);
+    const auto index = got == 'h'
+                           ? static_cast<std::size_t>(
+                                 std::find(names.begin(), names.end(), "help") - names.begin())
+                           : static_cast<std::size_t>(got);
     const Option& option = options[index];
-    const bool twice = std::any_of(given.begin(), given.end(), [&](const Given& g) { return g.option == &option; });
-    if (twice && !option.repeatable) return ConfigFailure(fmt::format("--{} is given twice", option.name), "give it once");
+    const bool twice = std::any_of(given.begin(), given.end(),
+                                   [&](const Given& g) { return g.option == &option; });
+    if (twice && !option.repeatable)
+      return ConfigFailure(fmt::format("--{} is given twice", option.name), "give it once");
     given.push_back({&option, optarg != nullptr && got != 'h' ? optarg : ""});
   }
   if (optind < static_cast<int>(argv.size()) - 1) {
-    return ConfigFailure(fmt::format("unexpected argument '{}'", argv[static_cast<std::size_t>(optind)]),
-                         "every setting is a flag; a value follows its flag");
+    return ConfigFailure(
+        fmt::format("unexpected argument '{}'", argv[static_cast<std::size_t>(optind)]),
+        "every setting is a flag; a value follows its flag");
   }
   return given;
 }
@@ -94,7 +106,8 @@ Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::s
 std::string FormatOptions(std::span<const Option> options) {
   std::string text;
   for (const Option& option : options) {
-    text += fmt::format("  --{}{}{}\n", option.name, option.argument.empty() ? "" : " ", option.argument);
+    text += fmt::format("  --{}{}{}\n", option.name, option.argument.empty() ? "" : " ",
+                        option.argument);
     std::string_view help = option.help;
     while (!help.empty()) {
       const std::size_t end = std::min(help.find('\n'), help.size());

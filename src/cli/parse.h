@@ -1,7 +1,7 @@
 #pragma once
 
-// ParseOptions: one verb's arguments against its table (getopt_long underneath): in order, with unknown and incomplete flags answered by name.
-// Threads: the main thread (getopt keeps state).
+// ParseOptions: one verb's arguments against its table (getopt_long underneath): in order, with
+// unknown and incomplete flags answered by name. Threads: the main thread (getopt keeps state).
 
 #include <span>
 #include <string>
@@ -19,7 +19,8 @@ struct Given {
 };
 
 // `arguments` without the program's and the verb's names.
-[[nodiscard]] Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::string_view verb,
+[[nodiscard]] Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options,
+                                                       std::string_view verb,
                                                        const std::vector<std::string>& arguments);
 // The table as help text.
 [[nodiscard]] std::string FormatOptions(std::span<const Option> options);

@@ -11,8 +11,9 @@ void Print(std::FILE* to, std::string_view text) {
 }
 
 int PrintFailure(const Failure& failure) {
-  Print(stderr, fmt::format("postern: {}\n{}{}{}", failure.cause, failure.next_step.empty() ? "" : "  ", failure.next_step,
-                            failure.next_step.empty() ? "" : "\n"));
+  Print(stderr,
+        fmt::format("postern: {}\n{}{}{}", failure.cause, failure.next_step.empty() ? "" : "  ",
+                    failure.next_step, failure.next_step.empty() ? "" : "\n"));
   return failure.kind == Failure::Kind::kConfig ? 2 : 1;
 }
 

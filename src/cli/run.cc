@@ -32,13 +32,14 @@ struct RunSettings {
 };
 
 Outcome<LogLevel> ParseLevel(const std::string& text) {
-  constexpr std::pair<const char*, LogLevel> kLevels[] = {{"trace", LogLevel::kTrace}, {"debug", LogLevel::kDebug},
-                                                          {"info", LogLevel::kInfo},   {"warn", LogLevel::kWarn},
-                                                          {"error", LogLevel::kError}, {"off", LogLevel::kOff}};
+  constexpr std::pair<const char*, LogLevel> kLevels[] = {
+      {"trace", LogLevel::kTrace}, {"debug", LogLevel::kDebug}, {"info", LogLevel::kInfo},
+      {"warn", LogLevel::kWarn},   {"error", LogLevel::kError}, {"off", LogLevel::kOff}};
   for (const auto& [name, level] : kLevels) {
     if (text == name) return level;
   }
-  return ConfigFailure(fmt::format("--log-level: '{}' is no level", text), "use trace, debug, info, warn, error or off");
+  return ConfigFailure(fmt::format("--log-level: '{}' is no level", text),
+                       "use trace, debug, info, warn, error or off");
 }
 
 Outcome<RunSettings> ParseRun(const std::vector<std::string>& arguments) {
@@ -48,16 +49,21 @@ Outcome<RunSettings> ParseRun(const std::vector<std::string>& arguments) {
   // The file first, whatever the order of the flags: flags win.
   for (const Given& g : *given) {
     if (g.option->name != "config") continue;
-    if (Outcome<void> r = api::ApplyJsonFile(g.value, settings.config); !r) return tl::unexpected(r.error());
+    if (Outcome<void> r = api::ApplyJsonFile(g.value, settings.config); !r)
+      return tl::unexpected(r.error());
   }
   for (const Given& g : *given) {
     if (g.option->config) {
-      if (Outcome<void> r = api::ApplyFlag(g.option->name, g.value, settings.config); !r) return tl::unexpected(r.error());
+      if (Outcome<void> r = api::ApplyFlag(g.option->name, g.value, settings.config); !r)
+        return tl::unexpected(r.error());
     } else if (g.option->name == "shutdown-timeout") {
       std::uint64_t seconds = 0;
-      const auto [end, error] = std::from_chars(g.value.data(), g.value.data() + g.value.size(), seconds);
+      const auto [end, error] =
+          std::from_chars(g.value.data(), g.value.data() + g.value.size(), seconds);
       if (error != std::errc() || end != g.value.data() + g.value.size() || seconds > 86400) {
-        return ConfigFailure(fmt::format("--shutdown-timeout: '{}' is not a number of seconds", g.value), "give 0 to 86400");
+        return ConfigFailure(
+            fmt::format("--shutdown-timeout: '{}' is not a number of seconds", g.value),
+            "give 0 to 86400");
       }
       settings.shutdown_timeout_ms = seconds * 1000;
     } else if (g.option->name == "log-level") {
@@ -75,8 +81,9 @@ Outcome<RunSettings> ParseRun(const std::vector<std::string>& arguments) {
   return settings;
 }
 
-// Signals of the process, on the machine's control thread: the first SIGTERM or SIGINT presses the power button, a second one or the
-// timeout ends the machine; SIGHUP ends it; SIGUSR1 writes the metrics.
+// Signals of the process, on the machine's control thread: the first SIGTERM or SIGINT presses the
+// power button, a second one or the timeout ends the machine; SIGHUP ends it; SIGUSR1 writes the
+// metrics.
 class Signals final : private EventHandler {
  public:
   Signals(Machine& machine, std::uint64_t timeout_ms, std::function<void()> write_metrics)
@@ -140,7 +147,9 @@ class Signals final : private EventHandler {
 Outcome<Fd> OpenMetrics(const std::string& path) {
   Fd fd(open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
   if (!fd.valid()) {
-    return ConfigFailure(fmt::format("cannot write metrics to '{}': {}", path, strerrordesc_np(errno)), "check the path");
+    return ConfigFailure(
+        fmt::format("cannot write metrics to '{}': {}", path, strerrordesc_np(errno)),
+        "check the path");
   }
   return fd;
 }
@@ -187,17 +196,22 @@ int Run(const std::vector<std::string>& arguments) {
   if (settings->help) {
     Print(stdout, fmt::format("Usage: postern run [FLAG...]\n\n"
                               "Starts a microVM and runs it to its end.\n\n{}\n"
-                              "Signals: SIGTERM or SIGINT asks the guest to power off, a second one ends it; SIGUSR1 writes the metrics.\n\n"
-                              "Exit codes: 0 the guest powered off; 1 the host failed; 2 the configuration is wrong; 3 the guest asked for a\n"
-                              "reset; 4 the guest cannot go on (triple fault, KVM internal error); 128+N ended by signal N.\n",
+                              "Signals: SIGTERM or SIGINT asks the guest to power off, a second "
+                              "one ends it; SIGUSR1 writes the metrics.\n\n"
+                              "Exit codes: 0 the guest powered off; 1 the host failed; 2 the "
+                              "configuration is wrong; 3 the guest asked for a\n"
+                              "reset; 4 the guest cannot go on (triple fault, KVM internal error); "
+                              "128+N ended by signal N.\n",
                               FormatOptions(RunOptions())));
     return 0;
   }
   log::SetLevel(settings->log_level);
   if (!settings->log_file.empty()) {
     if (Result<void> r = log::SetFile(settings->log_file.c_str()); !r) {
-      return PrintFailure({Failure::Kind::kConfig, fmt::format("cannot log to '{}': {}", settings->log_file, Describe(r.error())),
-                           "check the path"});
+      return PrintFailure(
+          {Failure::Kind::kConfig,
+           fmt::format("cannot log to '{}': {}", settings->log_file, Describe(r.error())),
+           "check the path"});
     }
   }
   const sigset_t signals = Signals::Block();

@@ -1,6 +1,7 @@
 #pragma once
 
-// `postern run`: a Config from flags and file, a Machine from it, and the signals of a process that is one.
+// `postern run`: a Config from flags and file, a Machine from it, and the signals of a process that
+// is one.
 
 #include <string>
 #include <vector>

@@ -57,7 +57,8 @@ Result<std::vector<x86_64::CpuidEntry>> Kvm::SupportedCpuid() const {
 Result<std::size_t> Kvm::VcpuMmapSize() const {
   const int size = ioctl(fd_.get(), KVM_GET_VCPU_MMAP_SIZE, 0);
   if (size < 0) return SysError("KVM_GET_VCPU_MMAP_SIZE");
-  if (static_cast<std::size_t>(size) < sizeof(kvm_run)) return Err(Errc::kUnsupported, "KVM_GET_VCPU_MMAP_SIZE");
+  if (static_cast<std::size_t>(size) < sizeof(kvm_run))
+    return Err(Errc::kUnsupported, "KVM_GET_VCPU_MMAP_SIZE");
   return static_cast<std::size_t>(size);
 }
 
@@ -77,7 +78,9 @@ int Kvm::max_vcpus() const {
   return 4;
 }
 
-bool Kvm::tsc_deadline() const { return Check(KVM_CAP_TSC_DEADLINE_TIMER) != 0; }
+bool Kvm::tsc_deadline() const {
+  return Check(KVM_CAP_TSC_DEADLINE_TIMER) != 0;
+}
 
 std::vector<Capability> Survey(const Kvm& kvm) {
   struct Row {
@@ -109,7 +112,8 @@ std::vector<Capability> Survey(const Kvm& kvm) {
   };
   std::vector<Capability> out;
   out.reserve(std::size(kRows));
-  for (const Row& row : kRows) out.push_back({row.name, row.purpose, row.required, kvm.Check(row.number)});
+  for (const Row& row : kRows)
+    out.push_back({row.name, row.purpose, row.required, kvm.Check(row.number)});
   return out;
 }
 
@@ -121,13 +125,16 @@ GuestKernels CanRunGuestKernels(const Kvm& kvm) {
   Result<Mmap> ram = Mmap::Create(kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
   if (!vm || !run_size || !ram) return GuestKernels::kUnknown;
 
-  // Long mode with one 2 MiB identity page, then: lock cmpxchg16b [0x3800]; hlt. Kernels use that instruction early and without a
-  // fallback on x86-64, and emulation alone does not offer it.
-  const auto put64 = [&](std::uint64_t at, std::uint64_t value) { std::memcpy(ram->data() + at, &value, 8); };
+  // Long mode with one 2 MiB identity page, then: lock cmpxchg16b [0x3800]; hlt. Kernels use that
+  // instruction early and without a fallback on x86-64, and emulation alone does not offer it.
+  const auto put64 = [&](std::uint64_t at, std::uint64_t value) {
+    std::memcpy(ram->data() + at, &value, 8);
+  };
   put64(kPml4, kPdpt | 3);
   put64(kPdpt, kPd | 3);
   put64(kPd, 0x83);
-  constexpr std::uint8_t kProgram[] = {0xf0, 0x48, 0x0f, 0xc7, 0x0c, 0x25, 0x00, 0x38, 0x00, 0x00, 0xf4};
+  constexpr std::uint8_t kProgram[] = {0xf0, 0x48, 0x0f, 0xc7, 0x0c, 0x25,
+                                       0x00, 0x38, 0x00, 0x00, 0xf4};
   std::memcpy(ram->data() + kCode, kProgram, sizeof(kProgram));
 
   ioctl(vm->get(), KVM_SET_TSS_ADDR, 0xfffbd000);
@@ -142,7 +149,8 @@ GuestKernels CanRunGuestKernels(const Kvm& kvm) {
 
   // The guest's CPUID must offer long mode and cmpxchg16b for KVM to allow either.
   FamBuffer<CpuidHeader, kvm_cpuid_entry2> cpuid({.nent = 256}, 256);
-  if (ioctl(kvm.fd(), kGetSupportedCpuid, cpuid.data()) < 0 || ioctl(vcpu.get(), kSetCpuid2, cpuid.data()) < 0) {
+  if (ioctl(kvm.fd(), kGetSupportedCpuid, cpuid.data()) < 0 ||
+      ioctl(vcpu.get(), kSetCpuid2, cpuid.data()) < 0) {
     return GuestKernels::kUnknown;
   }
 

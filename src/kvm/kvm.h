@@ -14,7 +14,8 @@ namespace postern::kvm {
 
 class Kvm {
  public:
-  // `path` is /dev/kvm but for tests. kSystem with ENOENT, EACCES, ENODEV; kUnsupported when the API version is not 12.
+  // `path` is /dev/kvm but for tests. kSystem with ENOENT, EACCES, ENODEV; kUnsupported when the
+  // API version is not 12.
   [[nodiscard]] static Result<Kvm> Open(const char* path = "/dev/kvm");
 
   // KVM_CHECK_EXTENSION: 0 when absent. `capability` is a KVM_CAP_* number.
@@ -43,8 +44,8 @@ struct Capability {
 };
 [[nodiscard]] std::vector<Capability> Survey(const Kvm& kvm);
 
-// Whether this KVM runs guest kernels: carries out, in a throw-away VM, an instruction that every 64-bit kernel uses and that a KVM
-// without hardware virtualisation cannot emulate (cmpxchg16b).
+// Whether this KVM runs guest kernels: carries out, in a throw-away VM, an instruction that every
+// 64-bit kernel uses and that a KVM without hardware virtualisation cannot emulate (cmpxchg16b).
 enum class GuestKernels { kYes, kNo, kUnknown };
 [[nodiscard]] GuestKernels CanRunGuestKernels(const Kvm& kvm);
 

@@ -17,7 +17,8 @@ void ReportStats(int kvm_object_fd, CounterSink& sink) {
   if (!fd.valid()) return;
   kvm_stats_header header{};
   if (pread(fd.get(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) return;
-  // What the kernel offers today is a few hundred descriptors; the bound keeps a surprising answer from becoming a large allocation.
+  // What the kernel offers today is a few hundred descriptors; the bound keeps a surprising answer
+  // from becoming a large allocation.
   if (header.num_desc > 4096 || header.name_size > 256) return;
   const std::size_t entry_size = sizeof(StatsDescriptor) + header.name_size;
   std::vector<char> descriptors(entry_size * header.num_desc);
@@ -34,7 +35,8 @@ void ReportStats(int kvm_object_fd, CounterSink& sink) {
     // Histograms have several values; the plain counters, which these are for, have one.
     if (descriptor.size != 1) continue;
     std::uint64_t value = 0;
-    if (pread(fd.get(), &value, sizeof(value), static_cast<off_t>(header.data_offset) + descriptor.offset) !=
+    if (pread(fd.get(), &value, sizeof(value),
+              static_cast<off_t>(header.data_offset) + descriptor.offset) !=
         static_cast<ssize_t>(sizeof(value))) {
       continue;
     }

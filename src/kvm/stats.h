@@ -1,7 +1,8 @@
 #pragma once
 
-// ReportStats: the binary statistics KVM offers on a VM or vCPU descriptor (KVM_GET_STATS_FD), as counters. Reports nothing where the
-// host has none. Source: Linux Documentation/virt/kvm/api.rst 4.133.
+// ReportStats: the binary statistics KVM offers on a VM or vCPU descriptor (KVM_GET_STATS_FD), as
+// counters. Reports nothing where the host has none. Source: Linux
+// Documentation/virt/kvm/api.rst 4.133.
 
 #include "src/base/counters.h"
 

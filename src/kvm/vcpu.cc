@@ -13,11 +13,15 @@
 namespace postern::kvm {
 namespace {
 
-// The signal that makes KVM_RUN return; its handler does nothing, immediate_exit does the rest (api.rst, section 5).
-int KickSignal() { return SIGRTMIN; }
+// The signal that makes KVM_RUN return; its handler does nothing, immediate_exit does the rest
+// (api.rst, section 5).
+int KickSignal() {
+  return SIGRTMIN;
+}
 
 kvm_run& RunArea(const Mmap& map) {
-  // The kernel shares this structure with us for the life of the vCPU; it is no object of ours to copy.
+  // The kernel shares this structure with us for the life of the vCPU; it is no object of ours to
+  // copy.
   return *static_cast<kvm_run*>(static_cast<void*>(map.data()));
 }
 
@@ -88,7 +92,8 @@ Result<Exit> Vcpu::Run() {
     case KVM_EXIT_IO: {
       counters_.port_io.Add();
       const std::size_t bytes = std::size_t{run.io.size} * run.io.count;
-      // Offset and length come from the kernel, not from the guest; a value outside the area would be a kernel bug.
+      // Offset and length come from the kernel, not from the guest; a value outside the area would
+      // be a kernel bug.
       CHECK(run.io.data_offset <= run_.size() && run_.size() - run.io.data_offset >= bytes);
       return Exit{.kind = Exit::Kind::kPortIo,
                   .write = run.io.direction == KVM_EXIT_IO_OUT,
@@ -110,14 +115,16 @@ Result<Exit> Vcpu::Run() {
     case KVM_EXIT_SHUTDOWN:
       return Exit{.kind = Exit::Kind::kShutdown};
     case KVM_EXIT_SYSTEM_EVENT:
-      if (run.system_event.type == KVM_SYSTEM_EVENT_SHUTDOWN) return Exit{.kind = Exit::Kind::kPowerOff};
+      if (run.system_event.type == KVM_SYSTEM_EVENT_SHUTDOWN)
+        return Exit{.kind = Exit::Kind::kPowerOff};
       if (run.system_event.type == KVM_SYSTEM_EVENT_RESET) return Exit{.kind = Exit::Kind::kReset};
       return Exit{.kind = Exit::Kind::kOther, .reason = run.exit_reason};
     case KVM_EXIT_INTERNAL_ERROR:
       return Exit{.kind = Exit::Kind::kInternalError, .reason = run.internal.suberror};
     case KVM_EXIT_FAIL_ENTRY:
-      return Exit{.kind = Exit::Kind::kFailedEntry,
-                  .reason = static_cast<std::uint32_t>(run.fail_entry.hardware_entry_failure_reason)};
+      return Exit{
+          .kind = Exit::Kind::kFailedEntry,
+          .reason = static_cast<std::uint32_t>(run.fail_entry.hardware_entry_failure_reason)};
     default:
       counters_.other.Add();
       return Exit{.kind = Exit::Kind::kOther, .reason = run.exit_reason};
@@ -137,7 +144,8 @@ Result<void> Vcpu::SetCpuid(std::span<const x86_64::CpuidEntry> entries) {
     entry.edx = e.edx;
     converted.push_back(entry);
   }
-  FamBuffer<CpuidHeader, kvm_cpuid_entry2> buffer({.nent = static_cast<std::uint32_t>(converted.size())}, converted);
+  FamBuffer<CpuidHeader, kvm_cpuid_entry2> buffer(
+      {.nent = static_cast<std::uint32_t>(converted.size())}, converted);
   if (ioctl(fd_.get(), kSetCpuid2, buffer.data()) < 0) return SysError("KVM_SET_CPUID2");
   return {};
 }
@@ -169,9 +177,24 @@ Result<void> Vcpu::SetRegs(const x86_64::Regs& r) {
 Result<x86_64::Regs> Vcpu::GetRegs() const {
   kvm_regs r{};
   if (ioctl(fd_.get(), KVM_GET_REGS, &r) < 0) return SysError("KVM_GET_REGS");
-  return x86_64::Regs{.rax = r.rax, .rbx = r.rbx, .rcx = r.rcx, .rdx = r.rdx, .rsi = r.rsi, .rdi = r.rdi,
-                      .rsp = r.rsp, .rbp = r.rbp, .r8 = r.r8,   .r9 = r.r9,   .r10 = r.r10, .r11 = r.r11,
-                      .r12 = r.r12, .r13 = r.r13, .r14 = r.r14, .r15 = r.r15, .rip = r.rip, .rflags = r.rflags};
+  return x86_64::Regs{.rax = r.rax,
+                      .rbx = r.rbx,
+                      .rcx = r.rcx,
+                      .rdx = r.rdx,
+                      .rsi = r.rsi,
+                      .rdi = r.rdi,
+                      .rsp = r.rsp,
+                      .rbp = r.rbp,
+                      .r8 = r.r8,
+                      .r9 = r.r9,
+                      .r10 = r.r10,
+                      .r11 = r.r11,
+                      .r12 = r.r12,
+                      .r13 = r.r13,
+                      .r14 = r.r14,
+                      .r15 = r.r15,
+                      .rip = r.rip,
+                      .rflags = r.rflags};
 }
 
 Result<void> Vcpu::SetSregs(const x86_64::Sregs& s) {
@@ -257,15 +280,19 @@ Result<std::uint64_t> Vcpu::Translate(std::uint64_t linear) const {
 
 std::vector<std::uint8_t> Vcpu::EmulationBytes() const {
   const kvm_run& run = RunArea(run_);
-  if (run.exit_reason != KVM_EXIT_INTERNAL_ERROR || run.emulation_failure.suberror != KVM_INTERNAL_ERROR_EMULATION ||
+  if (run.exit_reason != KVM_EXIT_INTERNAL_ERROR ||
+      run.emulation_failure.suberror != KVM_INTERNAL_ERROR_EMULATION ||
       run.emulation_failure.ndata < 1 ||
       (run.emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) == 0) {
     return {};
   }
-  const std::size_t size = std::min<std::size_t>(run.emulation_failure.insn_size, sizeof(run.emulation_failure.insn_bytes));
+  const std::size_t size = std::min<std::size_t>(run.emulation_failure.insn_size,
+                                                 sizeof(run.emulation_failure.insn_bytes));
   return {run.emulation_failure.insn_bytes, run.emulation_failure.insn_bytes + size};
 }
 
-void Vcpu::ReportKernelCounters(CounterSink& sink) const { ReportStats(fd_.get(), sink); }
+void Vcpu::ReportKernelCounters(CounterSink& sink) const {
+  ReportStats(fd_.get(), sink);
+}
 
 }  // namespace postern::kvm

@@ -7,8 +7,9 @@
 //     switch (exit.kind) { case Exit::Kind::kMmio: ... }
 //   }
 //
-// Ownership: from Vm::CreateVcpu; must not outlive the Vm. Threads: Run, Get and Set on the vCPU's own thread, or before it starts;
-// Kick from any thread. Source: Linux Documentation/virt/kvm/api.rst, section 5 (kvm_run).
+// Ownership: from Vm::CreateVcpu; must not outlive the Vm. Threads: Run, Get and Set on the vCPU's
+// own thread, or before it starts; Kick from any thread. Source: Linux
+// Documentation/virt/kvm/api.rst, section 5 (kvm_run).
 
 #include <pthread.h>
 
@@ -27,7 +28,8 @@ namespace postern::kvm {
 
 struct Exit {
   enum class Kind : std::uint8_t {
-    kPortIo,       // address = port; data.size() = access width; repeated `count` times (string instructions)
+    kPortIo,       // address = port; data.size() = access width; repeated `count` times (string
+                   // instructions)
     kMmio,         // address = guest-physical
     kInterrupted,  // kicked, or a signal
     kShutdown,     // triple fault
@@ -35,14 +37,16 @@ struct Exit {
     kPowerOff,     // KVM_SYSTEM_EVENT_SHUTDOWN
     kInternalError,
     kFailedEntry,
-    kOther,        // reason = KVM's exit reason
+    kOther,  // reason = KVM's exit reason
   };
   Kind kind = Kind::kOther;
   bool write = false;
   std::uint64_t address = 0;
-  std::span<std::byte> data = {};  // in the run area: a read is answered by filling it before the next Run
-  std::uint32_t count = 1;      // kPortIo: elements in data
-  std::uint32_t reason = 0;     // kOther: exit reason; kInternalError: suberror; kFailedEntry: hardware reason (low half)
+  std::span<std::byte> data =
+      {};                   // in the run area: a read is answered by filling it before the next Run
+  std::uint32_t count = 1;  // kPortIo: elements in data
+  std::uint32_t reason =
+      0;  // kOther: exit reason; kInternalError: suberror; kFailedEntry: hardware reason (low half)
 };
 
 struct VcpuCounters {
@@ -56,9 +60,11 @@ class Vcpu {
   Vcpu& operator=(const Vcpu&) = delete;
 
   [[nodiscard]] std::uint32_t id() const { return id_; }
-  // Enters the guest until it exits. An interrupted run (EINTR, EAGAIN of a processor that waits for its start-up IPI) is an exit.
+  // Enters the guest until it exits. An interrupted run (EINTR, EAGAIN of a processor that waits
+  // for its start-up IPI) is an exit.
   [[nodiscard]] Result<Exit> Run();
-  // Makes the current or the next Run return kInterrupted. The vCPU's thread must have called BindThread.
+  // Makes the current or the next Run return kInterrupted. The vCPU's thread must have called
+  // BindThread.
   void Kick();
   void BindThread();
   // Installs the process-wide handler of the signal Kick uses. Idempotent.
@@ -76,8 +82,8 @@ class Vcpu {
   [[nodiscard]] Result<void> SetLapic(std::span<const std::byte, 1024> state);
   [[nodiscard]] Result<std::uint32_t> TscKhz() const;
 
-  // For the last words about a guest that died: instruction bytes at RIP through KVM_TRANSLATE are the caller's to read;
-  // this gives the guest-physical address of a linear one.
+  // For the last words about a guest that died: instruction bytes at RIP through KVM_TRANSLATE are
+  // the caller's to read; this gives the guest-physical address of a linear one.
   [[nodiscard]] Result<std::uint64_t> Translate(std::uint64_t linear) const;
   // Instruction bytes KVM attached to an emulation failure; empty if none.
   [[nodiscard]] std::vector<std::uint8_t> EmulationBytes() const;

@@ -13,7 +13,8 @@
 namespace postern::kvm {
 namespace {
 
-// Where KVM keeps its own pages on Intel hosts without unrestricted guests: at the top of the 32-bit space, clear of RAM and windows.
+// Where KVM keeps its own pages on Intel hosts without unrestricted guests: at the top of the
+// 32-bit space, clear of RAM and windows.
 constexpr std::uint64_t kTssAddress = 0xfffbd000;
 constexpr std::uint64_t kIdentityMapAddress = 0xfffbc000;
 constexpr std::uint32_t kIoApicPins = 24;
@@ -25,10 +26,12 @@ Result<std::unique_ptr<Vm>> Vm::Create(const Kvm& kvm, const VmOptions& options)
   const std::size_t run_size = TRY(kvm.VcpuMmapSize());
   const int slots = kvm.Check(KVM_CAP_NR_MEMSLOTS);
   const int routes = kvm.Check(KVM_CAP_IRQ_ROUTING);
-  if (slots <= 0 || routes <= 0) return Err(Errc::kUnsupported, "KVM_CAP_NR_MEMSLOTS, KVM_CAP_IRQ_ROUTING");
+  if (slots <= 0 || routes <= 0)
+    return Err(Errc::kUnsupported, "KVM_CAP_NR_MEMSLOTS, KVM_CAP_IRQ_ROUTING");
 
   std::uint64_t identity = kIdentityMapAddress;
-  if (ioctl(fd.get(), KVM_SET_IDENTITY_MAP_ADDR, &identity) < 0) return SysError("KVM_SET_IDENTITY_MAP_ADDR");
+  if (ioctl(fd.get(), KVM_SET_IDENTITY_MAP_ADDR, &identity) < 0)
+    return SysError("KVM_SET_IDENTITY_MAP_ADDR");
   if (ioctl(fd.get(), KVM_SET_TSS_ADDR, kTssAddress) < 0) return SysError("KVM_SET_TSS_ADDR");
   if (ioctl(fd.get(), KVM_CREATE_IRQCHIP, 0) < 0) return SysError("KVM_CREATE_IRQCHIP");
   if (options.vcpus > 254 && kvm.Check(KVM_CAP_X2APIC_API) != 0) {
@@ -57,7 +60,8 @@ Result<std::unique_ptr<Vcpu>> Vm::CreateVcpu(std::uint32_t id) {
 
 // --- memory slots ---
 
-Result<std::uint32_t> Vm::AddSlot(std::uint64_t gpa, std::uint64_t size, std::uint64_t host, std::uint32_t flags) {
+Result<std::uint32_t> Vm::AddSlot(std::uint64_t gpa, std::uint64_t size, std::uint64_t host,
+                                  std::uint32_t flags) {
   MutexLock lock(mutex_);
   std::uint32_t index = 0;
   while (index < slots_.size() && slots_[index].used) ++index;
@@ -113,8 +117,9 @@ void Vm::Removing(const memory::Region& region) {
 
 Result<std::vector<std::uint64_t>> Vm::TakeDirtyLog(memory::Gpa base) {
   MutexLock lock(mutex_);
-  const auto found = std::find_if(slots_.begin(), slots_.end(),
-                                  [&](const Slot& slot) { return slot.used && slot.gpa == base.value; });
+  const auto found = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& slot) {
+    return slot.used && slot.gpa == base.value;
+  });
   if (found == slots_.end()) return Err(Errc::kNotFound, "KVM_GET_DIRTY_LOG");
   std::vector<std::uint64_t> bits((found->size / 4096 + 63) / 64);
   kvm_dirty_log log{};
@@ -134,8 +139,10 @@ class Vm::Pages final : public bus::Mapping {
   std::uint32_t slot_;
 };
 
-Result<std::unique_ptr<bus::Mapping>> Vm::Map(memory::Gpa gpa, const bus::HostPages& pages, memory::Access access) {
-  if (pages.address == nullptr || pages.length == 0 || pages.length % 4096 != 0 || gpa.value % 4096 != 0) {
+Result<std::unique_ptr<bus::Mapping>> Vm::Map(memory::Gpa gpa, const bus::HostPages& pages,
+                                              memory::Access access) {
+  if (pages.address == nullptr || pages.length == 0 || pages.length % 4096 != 0 ||
+      gpa.value % 4096 != 0) {
     return Err(Errc::kInvalidArgument, "map pages into the guest");
   }
   const std::uint32_t flags = access == memory::Access::kRead ? KVM_MEM_READONLY : 0;
@@ -146,7 +153,8 @@ Result<std::unique_ptr<bus::Mapping>> Vm::Map(memory::Gpa gpa, const bus::HostPa
 
 // --- interrupts ---
 
-Result<void> Vm::AssignIrqfd(const EventFd& event, std::uint32_t gsi, bool assign, const EventFd* resample) {
+Result<void> Vm::AssignIrqfd(const EventFd& event, std::uint32_t gsi, bool assign,
+                             const EventFd* resample) {
   kvm_irqfd irqfd{};
   irqfd.fd = static_cast<std::uint32_t>(event.fd());
   irqfd.gsi = gsi;
@@ -156,7 +164,8 @@ Result<void> Vm::AssignIrqfd(const EventFd& event, std::uint32_t gsi, bool assig
     irqfd.resamplefd = static_cast<std::uint32_t>(resample->fd());
   }
   irqfd_changes_.Add();
-  if (ioctl(fd_.get(), KVM_IRQFD, &irqfd) < 0) return SysError(assign ? "KVM_IRQFD assign" : "KVM_IRQFD deassign");
+  if (ioctl(fd_.get(), KVM_IRQFD, &irqfd) < 0)
+    return SysError(assign ? "KVM_IRQFD assign" : "KVM_IRQFD deassign");
   return {};
 }
 
@@ -168,7 +177,8 @@ Result<std::uint32_t> Vm::AllocateRoute() {
       return kIoApicPins + i;
     }
   }
-  if (kIoApicPins + routes_.size() >= max_routes_) return Err(Errc::kExhausted, "KVM interrupt routes");
+  if (kIoApicPins + routes_.size() >= max_routes_)
+    return Err(Errc::kExhausted, "KVM interrupt routes");
   routes_.push_back({.used = true, .valid = false, .message = {}});
   return kIoApicPins + static_cast<std::uint32_t>(routes_.size()) - 1;
 }
@@ -187,8 +197,8 @@ Result<void> Vm::SetRoute(std::uint32_t gsi, const bus::MsiMessage& message, boo
   return commit ? CommitRoutes() : Result<void>{};
 }
 
-// KVM_SET_GSI_ROUTING replaces the whole table, so the wired inputs are part of every one: as the kernel's own default, pins 0 to 15
-// reach both PIC and IOAPIC and the rest the IOAPIC.
+// KVM_SET_GSI_ROUTING replaces the whole table, so the wired inputs are part of every one: as the
+// kernel's own default, pins 0 to 15 reach both PIC and IOAPIC and the rest the IOAPIC.
 Result<void> Vm::CommitRoutes() {
   std::vector<kvm_irq_routing_entry> entries;
   for (std::uint32_t pin = 0; pin < kIoApicPins; ++pin) {
@@ -214,7 +224,8 @@ Result<void> Vm::CommitRoutes() {
     entry.u.msi.data = routes_[i].message.data;
     entries.push_back(entry);
   }
-  FamBuffer<RoutingHeader, kvm_irq_routing_entry> buffer({.nr = static_cast<std::uint32_t>(entries.size())}, entries);
+  FamBuffer<RoutingHeader, kvm_irq_routing_entry> buffer(
+      {.nr = static_cast<std::uint32_t>(entries.size())}, entries);
   route_commits_.Add();
   if (ioctl(fd_.get(), kSetGsiRouting, buffer.data()) < 0) return SysError("KVM_SET_GSI_ROUTING");
   return {};
@@ -233,7 +244,8 @@ class Vm::Msi final : public bus::MsiRoute {
     message_ = message;
     has_message_ = true;
     committed_ = false;
-    // A masked route's message is committed when it is unmasked: drivers write address and data in three masked steps.
+    // A masked route's message is committed when it is unmasked: drivers write address and data in
+    // three masked steps.
     if (!attached_) return vm_.SetRoute(gsi_, message_, false);
     TRY(vm_.SetRoute(gsi_, message_, true));
     committed_ = true;
@@ -286,7 +298,8 @@ class Vm::Line final : public bus::IrqLine {
     kvm_irq_level level{};
     level.irq = gsi_;
     level.level = high ? 1 : 0;
-    if (ioctl(vm_.fd(), KVM_IRQ_LINE, &level) < 0) LOG_ERROR("kvm", "KVM_IRQ_LINE {}: errno {}", gsi_, errno);
+    if (ioctl(vm_.fd(), KVM_IRQ_LINE, &level) < 0)
+      LOG_ERROR("kvm", "KVM_IRQ_LINE {}: errno {}", gsi_, errno);
   }
 
  private:
@@ -310,7 +323,8 @@ class Vm::Bell final : public bus::Doorbell {
   ~Bell() override {
     request_.flags |= KVM_IOEVENTFD_FLAG_DEASSIGN;
     if (ioctl(vm_.fd(), KVM_IOEVENTFD, &request_) < 0) {
-      LOG_ERROR("kvm", "cannot remove the doorbell at {:#x}: errno {}", std::uint64_t{request_.addr}, errno);
+      LOG_ERROR("kvm", "cannot remove the doorbell at {:#x}: errno {}",
+                std::uint64_t{request_.addr}, errno);
     }
   }
 
@@ -320,7 +334,8 @@ class Vm::Bell final : public bus::Doorbell {
 };
 
 Result<std::unique_ptr<bus::Doorbell>> Vm::Register(memory::Gpa gpa, std::uint32_t width,
-                                                    std::optional<std::uint64_t> match, const EventFd& event) {
+                                                    std::optional<std::uint64_t> match,
+                                                    const EventFd& event) {
   kvm_ioeventfd request{};
   request.addr = gpa.value;
   request.len = width;

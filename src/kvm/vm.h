@@ -1,10 +1,12 @@
 #pragma once
 
-// Vm: one KVM virtual machine: memory slots, the in-kernel interrupt controllers, interrupt routes, doorbells, vCPUs. It is the
-// machine's implementation of bus::Platform: interrupts become irqfds, doorbells ioeventfds, mapped pages memory slots.
+// Vm: one KVM virtual machine: memory slots, the in-kernel interrupt controllers, interrupt routes,
+// doorbells, vCPUs. It is the machine's implementation of bus::Platform: interrupts become irqfds,
+// doorbells ioeventfds, mapped pages memory slots.
 //
-// Ownership: the Vm must outlive what it hands out (routes, lines, mappings, doorbells, vCPUs). Threads: any; one leaf mutex guards
-// the slot and route tables. Source: Linux Documentation/virt/kvm/api.rst.
+// Ownership: the Vm must outlive what it hands out (routes, lines, mappings, doorbells, vCPUs).
+// Threads: any; one leaf mutex guards the slot and route tables. Source: Linux
+// Documentation/virt/kvm/api.rst.
 
 #include <cstdint>
 #include <memory>
@@ -38,15 +40,19 @@ class Vm final : public bus::InterruptSource,
 
   // bus::InterruptSource
   [[nodiscard]] Result<std::unique_ptr<bus::MsiRoute>> NewMsi() override;
-  [[nodiscard]] Result<std::unique_ptr<bus::IrqLine>> NewLine(std::uint32_t gsi, const EventFd* resample) override;
+  [[nodiscard]] Result<std::unique_ptr<bus::IrqLine>> NewLine(std::uint32_t gsi,
+                                                              const EventFd* resample) override;
   // bus::PageMapper
-  [[nodiscard]] Result<std::unique_ptr<bus::Mapping>> Map(memory::Gpa gpa, const bus::HostPages& pages,
+  [[nodiscard]] Result<std::unique_ptr<bus::Mapping>> Map(memory::Gpa gpa,
+                                                          const bus::HostPages& pages,
                                                           memory::Access access) override;
   // bus::Doorbells. On the MMIO bus; PIO doorbells are not needed by any device here.
-  [[nodiscard]] Result<std::unique_ptr<bus::Doorbell>> Register(memory::Gpa gpa, std::uint32_t width,
+  [[nodiscard]] Result<std::unique_ptr<bus::Doorbell>> Register(memory::Gpa gpa,
+                                                                std::uint32_t width,
                                                                 std::optional<std::uint64_t> match,
                                                                 const EventFd& event) override;
-  // memory::MemoryObserver: RAM regions become memory slots. With dirty tracking asked for in the region's backing, KVM logs too.
+  // memory::MemoryObserver: RAM regions become memory slots. With dirty tracking asked for in the
+  // region's backing, KVM logs too.
   [[nodiscard]] Result<void> Added(const memory::Region& region) override;
   void Removing(const memory::Region& region) override;
 
@@ -78,12 +84,13 @@ class Vm final : public bus::InterruptSource,
 
   Vm(Fd fd, std::size_t run_size, std::uint32_t max_slots, std::uint32_t max_routes)
       : fd_(std::move(fd)), run_size_(run_size), max_slots_(max_slots), max_routes_(max_routes) {}
-  [[nodiscard]] Result<std::uint32_t> AddSlot(std::uint64_t gpa, std::uint64_t size, std::uint64_t host,
-                                              std::uint32_t flags);
+  [[nodiscard]] Result<std::uint32_t> AddSlot(std::uint64_t gpa, std::uint64_t size,
+                                              std::uint64_t host, std::uint32_t flags);
   void RemoveSlot(std::uint32_t index);
   [[nodiscard]] Result<std::uint32_t> AllocateRoute();
   void FreeRoute(std::uint32_t gsi);
-  [[nodiscard]] Result<void> SetRoute(std::uint32_t gsi, const bus::MsiMessage& message, bool commit);
+  [[nodiscard]] Result<void> SetRoute(std::uint32_t gsi, const bus::MsiMessage& message,
+                                      bool commit);
   [[nodiscard]] Result<void> CommitRoutes() REQUIRES(mutex_);
   [[nodiscard]] Result<void> AssignIrqfd(const EventFd& event, std::uint32_t gsi, bool assign,
                                          const EventFd* resample = nullptr);

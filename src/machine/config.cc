@@ -15,84 +15,138 @@ Outcome<void> ValidateMemory(const MemoryConfig& memory) {
   constexpr std::uint64_t kPage2M = 2 * x86_64::kMiB;
   constexpr std::uint64_t kPage1G = x86_64::kGiB;
   if (memory.hugepages != 0 && memory.hugepages != kPage2M && memory.hugepages != kPage1G) {
-    return ConfigFailure(fmt::format("memory.hugepages: {} is no huge page size", FormatSize(memory.hugepages)), "use 2M or 1G");
+    return ConfigFailure(
+        fmt::format("memory.hugepages: {} is no huge page size", FormatSize(memory.hugepages)),
+        "use 2M or 1G");
   }
   const std::uint64_t page = memory.hugepages != 0 ? memory.hugepages : 4096;
   if (memory.size % page != 0) {
-    return ConfigFailure(fmt::format("memory.size: {} is not a multiple of the page size {}", FormatSize(memory.size), FormatSize(page)),
+    return ConfigFailure(fmt::format("memory.size: {} is not a multiple of the page size {}",
+                                     FormatSize(memory.size), FormatSize(page)),
                          "round it up");
   }
   if (memory.size < x86_64::kMinRam || memory.size > x86_64::kMaxRam) {
-    return ConfigFailure(fmt::format("memory.size: {} is outside {} .. {}", FormatSize(memory.size), FormatSize(x86_64::kMinRam),
-                                     FormatSize(x86_64::kMaxRam)),
+    return ConfigFailure(fmt::format("memory.size: {} is outside {} .. {}", FormatSize(memory.size),
+                                     FormatSize(x86_64::kMinRam), FormatSize(x86_64::kMaxRam)),
                          "choose a size in that range");
   }
   if (memory.hugepages != 0 && memory.thp) {
-    return ConfigFailure("memory.thp: huge pages of the host are already huge", "use hugepages or thp, not both");
+    return ConfigFailure("memory.thp: huge pages of the host are already huge",
+                         "use hugepages or thp, not both");
   }
   if (memory.mergeable && (memory.shared || memory.hugepages != 0)) {
-    return ConfigFailure("memory.mergeable: KSM merges private 4 KiB pages only", "leave out shared and hugepages");
+    return ConfigFailure("memory.mergeable: KSM merges private 4 KiB pages only",
+                         "leave out shared and hugepages");
   }
   return {};
 }
 
 template <typename T>
-Outcome<void> ValidateIds(const std::vector<T>& list, const char* what, std::set<std::string>& seen) {
+Outcome<void> ValidateIds(const std::vector<T>& list, const char* what,
+                          std::set<std::string>& seen) {
   for (std::size_t i = 0; i < list.size(); ++i) {
     const std::string& id = list[i].id;
     if (id.empty()) continue;
     for (const char c : id) {
-      const bool good = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+      const bool good = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                        (c >= '0' && c <= '9') || c == '_' || c == '-';
       if (!good || id.size() > 64) {
-        return ConfigFailure(fmt::format("{}[{}].id: '{}' is not a name", what, i, id), "use up to 64 letters, digits, _ and -");
+        return ConfigFailure(fmt::format("{}[{}].id: '{}' is not a name", what, i, id),
+                             "use up to 64 letters, digits, _ and -");
       }
     }
-    if (!seen.insert(id).second) return ConfigFailure(fmt::format("{}[{}].id: '{}' is taken", what, i, id), "choose another id");
+    if (!seen.insert(id).second)
+      return ConfigFailure(fmt::format("{}[{}].id: '{}' is taken", what, i, id),
+                           "choose another id");
   }
   return {};
 }
 
+int HexDigit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
 }  // namespace
+
+std::optional<std::array<std::uint8_t, 6>> ParseMac(std::string_view text) {
+  std::array<std::uint8_t, 6> mac{};
+  if (text.size() != 17) return std::nullopt;
+  for (std::size_t i = 0; i < mac.size(); ++i) {
+    const int high = HexDigit(text[3 * i]);
+    const int low = HexDigit(text[3 * i + 1]);
+    if (high < 0 || low < 0 || (i < 5 && text[3 * i + 2] != ':')) return std::nullopt;
+    mac[i] = static_cast<std::uint8_t>(high << 4 | low);
+  }
+  // IEEE 802: bit 0 of the first byte marks a group.
+  if ((mac[0] & 1) != 0 || mac == std::array<std::uint8_t, 6>{}) return std::nullopt;
+  return mac;
+}
 
 Outcome<void> Validate(const Config& config) {
   if (config.cpus < 1 || config.cpus > x86_64::kMaxCpus) {
-    return ConfigFailure(fmt::format("cpus: {} is outside 1 .. {}", config.cpus, x86_64::kMaxCpus), "choose a number in that range");
+    return ConfigFailure(fmt::format("cpus: {} is outside 1 .. {}", config.cpus, x86_64::kMaxCpus),
+                         "choose a number in that range");
   }
   if (Outcome<void> r = ValidateMemory(config.memory); !r) return r;
   if (config.kernel.empty() && !config.initrd.empty()) {
-    return ConfigFailure("initrd: the built-in guest takes none", "give a kernel too, or leave out the initrd");
+    return ConfigFailure("initrd: the built-in guest takes none",
+                         "give a kernel too, or leave out the initrd");
   }
   std::set<std::string> ids;
   if (Outcome<void> r = ValidateIds(config.disks, "disks", ids); !r) return r;
   if (Outcome<void> r = ValidateIds(config.nets, "nets", ids); !r) return r;
   for (std::size_t i = 0; i < config.disks.size(); ++i) {
     const DiskConfig& disk = config.disks[i];
-    if (disk.path.empty()) return ConfigFailure(fmt::format("disks[{}].path: missing", i), "give the image file or block device");
-    if (disk.serial.size() > 20) return ConfigFailure(fmt::format("disks[{}].serial: longer than 20 bytes", i), "shorten it");
+    if (disk.path.empty())
+      return ConfigFailure(fmt::format("disks[{}].path: missing", i),
+                           "give the image file or block device");
+    if (disk.serial.size() > 20)
+      return ConfigFailure(fmt::format("disks[{}].serial: longer than 20 bytes", i), "shorten it");
     if ((disk.queue_size & (disk.queue_size - 1)) != 0) {
-      return ConfigFailure(fmt::format("disks[{}].queue_size: {} is no power of two", i, disk.queue_size), "use 128, 256, ...");
+      return ConfigFailure(
+          fmt::format("disks[{}].queue_size: {} is no power of two", i, disk.queue_size),
+          "use 128, 256, ...");
     }
   }
   for (std::size_t i = 0; i < config.nets.size(); ++i) {
     const NetConfig& net = config.nets[i];
     if (net.tap.empty() == (net.fd < 0)) {
-      return ConfigFailure(fmt::format("nets[{}]: needs a TAP interface by name or by descriptor, and one of them", i),
-                           "give tap=NAME or fd=N");
+      return ConfigFailure(
+          fmt::format("nets[{}]: needs a TAP interface by name or by descriptor, and one of them",
+                      i),
+          "give tap=NAME or fd=N");
+    }
+    if (!net.mac.empty() && !ParseMac(net.mac).has_value()) {
+      return ConfigFailure(fmt::format("nets[{}].mac: '{}' is no interface's address", i, net.mac),
+                           "write it as 02:00:00:00:00:01");
+    }
+    if (net.fd >= 0 && net.queue_pairs != 1) {
+      return ConfigFailure(fmt::format("nets[{}].queue_pairs: one descriptor is one queue pair", i),
+                           "give the TAP by name");
     }
     if ((net.queue_size & (net.queue_size - 1)) != 0) {
-      return ConfigFailure(fmt::format("nets[{}].queue_size: {} is no power of two", i, net.queue_size), "use 128, 256, ...");
+      return ConfigFailure(
+          fmt::format("nets[{}].queue_size: {} is no power of two", i, net.queue_size),
+          "use 128, 256, ...");
     }
   }
-  if (config.console.mode == ConsoleConfig::Mode::kStdio && config.serial.mode == ConsoleConfig::Mode::kStdio) {
+  if (config.console.mode == ConsoleConfig::Mode::kStdio &&
+      config.serial.mode == ConsoleConfig::Mode::kStdio) {
     return ConfigFailure("serial: standard input and output already belong to the console",
                          "add --console off, or send one of them elsewhere (--serial file=PATH)");
   }
-  const std::size_t devices = config.disks.size() + config.nets.size() + (config.vsock.has_value() ? 1 : 0) + (config.rng ? 1 : 0) +
+  const std::size_t devices = config.disks.size() + config.nets.size() +
+                              (config.vsock.has_value() ? 1 : 0) + (config.rng ? 1 : 0) +
                               (config.console.mode != ConsoleConfig::Mode::kOff ? 1 : 0);
   const std::size_t most = config.transport == Transport::kPci ? 31 : x86_64::kMaxVirtioMmio;
   if (devices > most) {
-    return ConfigFailure(fmt::format("{} devices do not fit: this transport has room for {}", devices, most),
-                         config.transport == Transport::kPci ? "remove some" : "remove some, or use --transport pci");
+    return ConfigFailure(
+        fmt::format("{} devices do not fit: this transport has room for {}", devices, most),
+        config.transport == Transport::kPci ? "remove some"
+                                            : "remove some, or use --transport pci");
   }
   return {};
 }

@@ -1,11 +1,14 @@
 #pragma once
 
-// Config: everything a machine is made from. Filled by the command line and the JSON file alike (src/api/config.h), or by an embedder.
-// Plain values; defaults are those of `postern run`. Sizes are bytes. Machine::Create validates it and names the field that is wrong.
+// Config: everything a machine is made from. Filled by the command line and the JSON file alike
+// (src/api/config.h), or by an embedder. Plain values; defaults are those of `postern run`. Sizes
+// are bytes. Machine::Create validates it and names the field that is wrong.
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "src/base/failure.h"
@@ -14,18 +17,18 @@ namespace postern {
 
 struct MemoryConfig {
   std::uint64_t size = std::uint64_t{512} << 20;  // a multiple of the page size below
-  std::uint64_t hugepages = 0;                    // 0, 2 MiB or 1 GiB: take RAM from the host's reserved huge pages
-  bool shared = false;                            // a memfd mapped shared, for backends in other processes
-  bool prefault = false;                          // touch all pages before the guest starts
-  bool thp = false;                               // ask for transparent huge pages
-  bool mergeable = false;                         // offer pages to KSM
+  std::uint64_t hugepages = 0;  // 0, 2 MiB or 1 GiB: take RAM from the host's reserved huge pages
+  bool shared = false;          // a memfd mapped shared, for backends in other processes
+  bool prefault = false;        // touch all pages before the guest starts
+  bool thp = false;             // ask for transparent huge pages
+  bool mergeable = false;       // offer pages to KSM
 };
 
 struct DiskConfig {
   enum class Cache : std::uint8_t { kWriteback, kWritethrough, kUnsafe };
   enum class Engine : std::uint8_t { kAuto, kIoUring, kSync };
-  std::string id;      // default: disk0, disk1, ...
-  std::string path;    // raw image file or block device
+  std::string id;    // default: disk0, disk1, ...
+  std::string path;  // raw image file or block device
   bool readonly = false;
   bool direct = false;  // O_DIRECT
   Cache cache = Cache::kWriteback;
@@ -40,15 +43,16 @@ struct NetConfig {
   std::string tap;  // interface name; created for the life of the machine if it does not exist
   int fd = -1;      // or an open TAP descriptor
   std::string mac;  // default: random, locally administered
-  std::uint16_t mtu = 0;         // 0: not told to the guest
+  std::uint16_t mtu = 0;  // 0: not told to the guest
   std::uint16_t queue_pairs = 1;
   std::uint16_t queue_size = 256;
-  bool offload = true;           // checksum and segmentation offloads
+  bool offload = true;  // checksum and segmentation offloads
 };
 
 struct VsockConfig {
   std::uint64_t cid = 3;  // 3 .. 2^32 - 2
-  std::string socket;     // host side: connect here and say "CONNECT port"; the guest's own connections go to socket_PORT
+  std::string socket;     // host side: connect here and say "CONNECT port"; the guest's own
+                          // connections go to socket_PORT
 };
 
 // Where a console's or the serial port's bytes go.
@@ -61,7 +65,7 @@ struct ConsoleConfig {
 enum class Transport : std::uint8_t { kPci, kMmio };
 
 struct Config {
-  std::string kernel;   // bzImage or ELF; empty: the built-in guest
+  std::string kernel;  // bzImage or ELF; empty: the built-in guest
   std::string initrd;
   std::string cmdline;  // appended after what the machine itself adds
   std::uint32_t cpus = 1;
@@ -78,7 +82,12 @@ struct Config {
   std::string metrics;  // JSON, written when the machine ends and when asked for; empty: none
 };
 
-// Whether the fields make sense, alone and together; the first that does not is named. Machine::Create begins with this.
+// "02:00:00:00:00:01"; nothing for another form, and for a group or all-zero address, which no
+// interface can have.
+[[nodiscard]] std::optional<std::array<std::uint8_t, 6>> ParseMac(std::string_view text);
+
+// Whether the fields make sense, alone and together; the first that does not is named.
+// Machine::Create begins with this.
 [[nodiscard]] Outcome<void> Validate(const Config& config);
 
 }  // namespace postern

@@ -63,6 +63,12 @@ TEST_CASE("validate: each wrong field is named") {
        }},
       {"nets[0]", [](Config& c) { c.nets[0].tap.clear(); }},
       {"nets[0]", [](Config& c) { c.nets[0].fd = 5; }},
+      {"nets[0].mac", [](Config& c) { c.nets[0].mac = "hello"; }},
+      {"nets[0].queue_pairs",
+       [](Config& c) {
+         c.nets[0] = {.fd = 5};
+         c.nets[0].queue_pairs = 2;
+       }},
       {"nets[0].queue_size", [](Config& c) { c.nets[0].queue_size = 3; }},
       {"serial", [](Config& c) { c.serial.mode = ConsoleConfig::Mode::kStdio; }},
   };
@@ -75,6 +81,18 @@ TEST_CASE("validate: each wrong field is named") {
     CHECK(result.error().kind == Failure::Kind::kConfig);
     CHECK(result.error().cause.starts_with(c.field));
     CHECK_FALSE(result.error().next_step.empty());
+  }
+}
+
+TEST_CASE("mac: only addresses that an interface can have") {
+  CHECK(ParseMac("02:00:00:00:00:01") == std::array<std::uint8_t, 6>{2, 0, 0, 0, 0, 1});
+  CHECK(ParseMac("FE:dc:BA:98:76:54") ==
+        std::array<std::uint8_t, 6>{0xfe, 0xdc, 0xba, 0x98, 0x76, 0x54});
+  for (const char* text :
+       {"", "02:00:00:00:00", "02:00:00:00:00:0", "02:00:00:00:00:001", "02-00-00-00-00-01",
+        "0g:00:00:00:00:01", "01:00:00:00:00:01", "00:00:00:00:00:00", " 2:00:00:00:00:01"}) {
+    CAPTURE(std::string(text));
+    CHECK_FALSE(ParseMac(text).has_value());
   }
 }
 

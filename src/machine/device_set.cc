@@ -6,49 +6,12 @@
 
 #include "devices/virtio/blk/blk.h"
 #include "devices/virtio/console/device.h"
+#include "devices/virtio/net/device.h"
 #include "devices/virtio/rng/rng.h"
 #include "src/arch/x86_64/layout.h"
+#include "src/machine/device_options.h"
 
 namespace postern {
-namespace {
-
-virtio::BlkOptions OptionsOf(const DiskConfig& disk, const std::string& id) {
-  virtio::BlkOptions options;
-  options.path = disk.path;
-  options.readonly = disk.readonly;
-  options.direct = disk.direct;
-  switch (disk.cache) {
-    case DiskConfig::Cache::kWriteback:
-      options.cache = virtio::BlkOptions::Cache::kWriteback;
-      break;
-    case DiskConfig::Cache::kWritethrough:
-      options.cache = virtio::BlkOptions::Cache::kWritethrough;
-      break;
-    case DiskConfig::Cache::kUnsafe:
-      options.cache = virtio::BlkOptions::Cache::kUnsafe;
-      break;
-  }
-  switch (disk.engine) {
-    case DiskConfig::Engine::kAuto:
-      options.engine = virtio::BlkOptions::Engine::kAuto;
-      break;
-    case DiskConfig::Engine::kIoUring:
-      options.engine = virtio::BlkOptions::Engine::kIoUring;
-      break;
-    case DiskConfig::Engine::kSync:
-      options.engine = virtio::BlkOptions::Engine::kSync;
-      break;
-  }
-  // The specification's ID string has 20 bytes; a default is cut to them.
-  options.serial = disk.serial.empty() ? id.substr(0, 20) : disk.serial;
-  options.num_queues = disk.queues;
-  options.queue_size = disk.queue_size;
-  options.id = id;
-  return options;
-}
-
-}  // namespace
-
 Outcome<std::unique_ptr<DeviceSet>> DeviceSet::Create(const Config& config, const Host& host) {
   std::unique_ptr<DeviceSet> set(new DeviceSet(config, host));
   for (std::uint32_t i = 0; i < config.io_threads; ++i) {
@@ -58,14 +21,16 @@ Outcome<std::unique_ptr<DeviceSet>> DeviceSet::Create(const Config& config, cons
     set->loops_.push_back(std::move(*loop));
   }
   if (config.transport == Transport::kPci) {
-    Result<std::unique_ptr<pci::PciRoot>> root = pci::PciRoot::Create({.ecam = memory::Gpa(x86_64::kEcam), .windows = host.windows},
-                                                                      host.mmio, &host.ports, host.platform);
+    Result<std::unique_ptr<pci::PciRoot>> root =
+        pci::PciRoot::Create({.ecam = memory::Gpa(x86_64::kEcam), .windows = host.windows},
+                             host.mmio, &host.ports, host.platform);
     if (!root) return HostFailure("PCI host bridge", root.error());
     set->root_ = std::move(*root);
   }
   if (Outcome<void> r = set->AddAll(); !r) return tl::unexpected(r.error());
   if (set->root_ != nullptr) {
-    if (Result<void> r = set->root_->AssignAddresses(); !r) return HostFailure("no room for the devices' registers", r.error());
+    if (Result<void> r = set->root_->AssignAddresses(); !r)
+      return HostFailure("no room for the devices' registers", r.error());
   }
   // Last: while no thread runs the loops, devices are set up on this one.
   if (Outcome<void> r = set->StartLoops(); !r) return tl::unexpected(r.error());
@@ -75,7 +40,8 @@ Outcome<std::unique_ptr<DeviceSet>> DeviceSet::Create(const Config& config, cons
 DeviceSet::~DeviceSet() {
   for (const auto& loop : loops_) loop->Stop();
   threads_.clear();
-  // From here on the loops' work is done inline. A transport resets its device, which waits for I/O in flight.
+  // From here on the loops' work is done inline. A transport resets its device, which waits for I/O
+  // in flight.
   serial_.reset();
   for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
     if (entry->pci != nullptr && root_ != nullptr) (void)root_->Remove(*entry->pci);
@@ -95,41 +61,17 @@ Outcome<void> DeviceSet::StartLoops() {
   return {};
 }
 
-console::BackendOptions DeviceSet::BackendFor(const ConsoleConfig& console) const {
-  console::BackendOptions options;
-  options.path = console.path;
-  options.quit = host_.quit;
-  switch (console.mode) {
-    case ConsoleConfig::Mode::kStdio:
-      options.kind = console::BackendOptions::Kind::kStdio;
-      break;
-    case ConsoleConfig::Mode::kPty:
-      options.kind = console::BackendOptions::Kind::kPty;
-      break;
-    case ConsoleConfig::Mode::kFile:
-      options.kind = console::BackendOptions::Kind::kFile;
-      break;
-    case ConsoleConfig::Mode::kSocket:
-      options.kind = console::BackendOptions::Kind::kSocket;
-      break;
-    case ConsoleConfig::Mode::kOff:
-    case ConsoleConfig::Mode::kNull:
-      options.kind = console::BackendOptions::Kind::kNull;
-      break;
-  }
-  return options;
-}
-
 Outcome<void> DeviceSet::AddAll() {
   EventLoop& loop = *loops_.front();
   if (config_.serial.mode != ConsoleConfig::Mode::kOff) {
-    Outcome<std::unique_ptr<SerialConsole>> serial =
-        SerialConsole::Create(BackendFor(config_.serial), loop, host_.ports, host_.platform.interrupts);
+    Outcome<std::unique_ptr<SerialConsole>> serial = SerialConsole::Create(
+        OptionsOf(config_.serial, host_.quit), loop, host_.ports, host_.platform.interrupts);
     if (!serial) return tl::unexpected(serial.error());
     serial_ = std::move(*serial);
   }
   if (config_.console.mode != ConsoleConfig::Mode::kOff) {
-    Outcome<std::unique_ptr<virtio::Console>> console = virtio::Console::Create({.backend = BackendFor(config_.console)}, loop);
+    Outcome<std::unique_ptr<virtio::Console>> console =
+        virtio::Console::Create({.backend = OptionsOf(config_.console, host_.quit)}, loop);
     if (!console) return tl::unexpected(console.error());
     std::string detail = (*console)->backend().description();
     if (Outcome<void> r = Add("console0", std::move(*console), std::move(detail)); !r) return r;
@@ -137,9 +79,23 @@ Outcome<void> DeviceSet::AddAll() {
   for (std::size_t i = 0; i < config_.disks.size(); ++i) {
     const DiskConfig& disk = config_.disks[i];
     const std::string id = disk.id.empty() ? fmt::format("disk{}", i) : disk.id;
-    Outcome<std::unique_ptr<virtio::Blk>> blk = virtio::Blk::Create(OptionsOf(disk, id), loop_pointers_);
+    Outcome<std::unique_ptr<virtio::Blk>> blk =
+        virtio::Blk::Create(OptionsOf(disk, id), loop_pointers_);
     if (!blk) return tl::unexpected(blk.error());
-    if (Outcome<void> r = Add(id, std::move(*blk), disk.path + (disk.readonly ? ", read-only" : "")); !r) return r;
+    if (Outcome<void> r =
+            Add(id, std::move(*blk), disk.path + (disk.readonly ? ", read-only" : ""));
+        !r)
+      return r;
+  }
+  for (std::size_t i = 0; i < config_.nets.size(); ++i) {
+    const NetConfig& net = config_.nets[i];
+    const std::string id = net.id.empty() ? fmt::format("net{}", i) : net.id;
+    Outcome<std::unique_ptr<virtio::Net>> device =
+        virtio::Net::Create(OptionsOf(net), loop_pointers_);
+    if (!device) return tl::unexpected(device.error());
+    std::string detail =
+        net.tap.empty() ? fmt::format("TAP descriptor {}", net.fd) : "TAP " + net.tap;
+    if (Outcome<void> r = Add(id, std::move(*device), std::move(detail)); !r) return r;
   }
   if (config_.rng) {
     if (Outcome<void> r = Add("rng0", std::make_unique<virtio::Rng>(loop), {}); !r) return r;
@@ -147,11 +103,16 @@ Outcome<void> DeviceSet::AddAll() {
   return {};
 }
 
-Outcome<void> DeviceSet::Add(std::string id, std::unique_ptr<virtio::Device> device, std::string detail) {
-  Entry entry{.id = std::move(id), .device = std::move(device), .pci = nullptr, .mmio = nullptr, .detail = std::move(detail)};
+Outcome<void> DeviceSet::Add(std::string id, std::unique_ptr<virtio::Device> device,
+                             std::string detail) {
+  Entry entry{.id = std::move(id),
+              .device = std::move(device),
+              .pci = nullptr,
+              .mmio = nullptr,
+              .detail = std::move(detail)};
   if (root_ != nullptr) {
-    Result<std::unique_ptr<virtio::PciTransport>> transport =
-        virtio::PciTransport::Create(*entry.device, host_.memory, host_.platform.interrupts, entry.id);
+    Result<std::unique_ptr<virtio::PciTransport>> transport = virtio::PciTransport::Create(
+        *entry.device, host_.memory, host_.platform.interrupts, entry.id);
     if (!transport) return HostFailure(fmt::format("device '{}'", entry.id), transport.error());
     entry.pci = std::move(*transport);
     if (Result<pci::Bdf> where = root_->Add(*entry.pci); !where) {
@@ -180,7 +141,9 @@ void DeviceSet::DescribeTo(boot::acpi::Config& acpi) const {
   }
   for (const Entry& entry : entries_) {
     if (entry.mmio == nullptr) continue;
-    acpi.virtio_mmio.push_back({.base = entry.mmio->base().value, .size = virtio::MmioTransport::kSize, .gsi = entry.mmio->gsi()});
+    acpi.virtio_mmio.push_back({.base = entry.mmio->base().value,
+                                .size = virtio::MmioTransport::kSize,
+                                .gsi = entry.mmio->gsi()});
   }
 }
 
@@ -189,8 +152,8 @@ std::vector<std::string> DeviceSet::CommandLineParts() const {
   for (const Entry& entry : entries_) {
     if (entry.mmio == nullptr) continue;
     // Linux Documentation/admin-guide/kernel-parameters.txt, virtio_mmio.device: size@base:irq.
-    parts.push_back(fmt::format("virtio_mmio.device={}@{:#x}:{}", virtio::MmioTransport::kSize, entry.mmio->base().value,
-                                entry.mmio->gsi()));
+    parts.push_back(fmt::format("virtio_mmio.device={}@{:#x}:{}", virtio::MmioTransport::kSize,
+                                entry.mmio->base().value, entry.mmio->gsi()));
   }
   return parts;
 }
@@ -199,8 +162,12 @@ std::string DeviceSet::Describe() const {
   std::string text;
   if (serial_ != nullptr) text += fmt::format("serial   {}\n", serial_->description());
   for (const Entry& entry : entries_) {
-    const std::string where = entry.pci != nullptr ? std::string() : fmt::format("mmio {:#x}, IRQ {}", entry.mmio->base().value, entry.mmio->gsi());
-    text += fmt::format("{:<8} {}{}{}\n", entry.id, entry.detail, entry.detail.empty() || where.empty() ? "" : ", ", where);
+    const std::string where =
+        entry.pci != nullptr
+            ? std::string()
+            : fmt::format("mmio {:#x}, IRQ {}", entry.mmio->base().value, entry.mmio->gsi());
+    text += fmt::format("{:<8} {}{}{}\n", entry.id, entry.detail,
+                        entry.detail.empty() || where.empty() ? "" : ", ", where);
   }
   if (root_ != nullptr) {
     for (const pci::FunctionInfo& function : root_->Functions()) text += pci::Describe(function);
@@ -221,7 +188,9 @@ void DeviceSet::ReportMetrics(MetricsWriter& metrics) const {
     });
   }
   if (serial_ != nullptr) {
-    metrics.Group("serial0", [&](MetricsWriter& w) { w.Counters([&](CounterSink& sink) { serial_->ReportCounters(sink); }); });
+    metrics.Group("serial0", [&](MetricsWriter& w) {
+      w.Counters([&](CounterSink& sink) { serial_->ReportCounters(sink); });
+    });
   }
 }
 

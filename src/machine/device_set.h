@@ -1,16 +1,16 @@
 #pragma once
 
-// DeviceSet: the devices of one machine: made from the configuration, put behind the chosen transport, listed, counted, taken down in order.
+// DeviceSet: the devices of one machine: made from the configuration, put behind the chosen
+// transport, listed, counted, taken down in order.
 //
-// Ownership: owns the I/O loops and their threads, the devices and the transports; borrows buses, platform and memory map. Threads: made and
-// destroyed on the control thread.
+// Ownership: owns the I/O loops and their threads, the devices and the transports; borrows buses,
+// platform and memory map. Threads: made and destroyed on the control thread.
 
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "devices/console_backend/backend.h"
 #include "devices/pci/root.h"
 #include "devices/virtio/device.h"
 #include "devices/virtio/mmio/mmio_transport.h"
@@ -38,8 +38,10 @@ class DeviceSet {
     pci::Windows windows;
     std::function<void()> quit;  // the user typed the escape sequence; any thread
   };
-  [[nodiscard]] static Outcome<std::unique_ptr<DeviceSet>> Create(const Config& config, const Host& host);
-  // Stops the loops after the devices were reset on them: no I/O is in flight afterwards. vCPUs must be at rest.
+  [[nodiscard]] static Outcome<std::unique_ptr<DeviceSet>> Create(const Config& config,
+                                                                  const Host& host);
+  // Stops the loops after the devices were reset on them: no I/O is in flight afterwards. vCPUs
+  // must be at rest.
   ~DeviceSet();
 
   // What the ACPI tables say of the devices.
@@ -61,8 +63,8 @@ class DeviceSet {
   DeviceSet(const Config& config, const Host& host) : config_(config), host_(host) {}
   [[nodiscard]] Outcome<void> StartLoops();
   [[nodiscard]] Outcome<void> AddAll();
-  [[nodiscard]] Outcome<void> Add(std::string id, std::unique_ptr<virtio::Device> device, std::string detail);
-  [[nodiscard]] console::BackendOptions BackendFor(const ConsoleConfig& console) const;
+  [[nodiscard]] Outcome<void> Add(std::string id, std::unique_ptr<virtio::Device> device,
+                                  std::string detail);
 
   const Config config_;
   const Host host_;

@@ -9,8 +9,8 @@ namespace postern {
 
 struct ExitReport {
   enum class Reason : std::uint8_t {
-    kPowerOff,       // the guest switched itself off
-    kReset,          // the guest asked for a reset, which nobody here handles
+    kPowerOff,  // the guest switched itself off
+    kReset,     // the guest asked for a reset, which nobody here handles
     kTripleFault,
     kInternalError,  // KVM cannot go on: emulation failure, failed entry
     kHostError,      // a system call of ours failed while the guest ran
@@ -19,7 +19,8 @@ struct ExitReport {
   Reason reason = Reason::kStopped;
   std::string text;  // one or more lines for the user; empty after a power-off
 
-  // 0 after a power-off or a stop that was asked for, 3 after a reset, 4 when the guest cannot go on, 1 for a host error.
+  // 0 after a power-off or a stop that was asked for, 3 after a reset, 4 when the guest cannot go
+  // on, 1 for a host error.
   [[nodiscard]] int exit_code() const;
 };
 

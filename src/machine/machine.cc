@@ -40,10 +40,12 @@ Outcome<kvm::Kvm> OpenKvm() {
     case ENODEV:
     case ENXIO:
       return HostFailure("this host has no /dev/kvm",
-                         "load kvm_intel or kvm_amd, and check that virtualisation is on in the firmware (or nested, in a VM)");
+                         "load kvm_intel or kvm_amd, and check that virtualisation is on in the "
+                         "firmware (or nested, in a VM)");
     case EACCES:
     case EPERM:
-      return HostFailure("no permission to use /dev/kvm", "run as root, or join the group that owns /dev/kvm");
+      return HostFailure("no permission to use /dev/kvm",
+                         "run as root, or join the group that owns /dev/kvm");
     default:
       return HostFailure("cannot use /dev/kvm", error, "postern doctor says what this host can do");
   }
@@ -63,17 +65,20 @@ Outcome<memory::GuestMemoryPtr> MakeMemory(const MemoryConfig& config) {
   backing.mergeable = config.mergeable;
 
   const x86_64::RamSplit split = x86_64::SplitRam(config.size);
-  const std::array<std::pair<std::uint64_t, std::uint64_t>, 2> runs{{{0, split.low}, {x86_64::kHighRam, split.high}}};
+  const std::array<std::pair<std::uint64_t, std::uint64_t>, 2> runs{
+      {{0, split.low}, {x86_64::kHighRam, split.high}}};
   std::vector<memory::RegionPtr> regions;
   for (const auto& [base, size] : runs) {
     if (size == 0) continue;
     Result<memory::RegionPtr> region = memory::Region::Create(memory::Gpa(base), size, backing);
     if (!region) {
-      return HostFailure(fmt::format("cannot get {} of guest memory", FormatSize(size)), region.error(),
-                         config.hugepages != 0 ? fmt::format("reserve huge pages of {} first (postern doctor counts them), or leave "
-                                                             "out hugepages",
-                                                             FormatSize(config.hugepages))
-                                               : "use less memory, or free some");
+      return HostFailure(
+          fmt::format("cannot get {} of guest memory", FormatSize(size)), region.error(),
+          config.hugepages != 0
+              ? fmt::format("reserve huge pages of {} first (postern doctor counts them), or leave "
+                            "out hugepages",
+                            FormatSize(config.hugepages))
+              : "use less memory, or free some");
     }
     regions.push_back(std::move(*region));
   }
@@ -83,7 +88,8 @@ Outcome<memory::GuestMemoryPtr> MakeMemory(const MemoryConfig& config) {
 }
 
 std::uint64_t MicrosecondsOf(const timeval& time) {
-  return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000 + static_cast<std::uint64_t>(time.tv_usec);
+  return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000 +
+         static_cast<std::uint64_t>(time.tv_usec);
 }
 
 }  // namespace
@@ -128,16 +134,22 @@ struct Machine::Impl {
 Outcome<void> Machine::Impl::MakeVm(const kvm::Kvm& kvm) {
   const int most = kvm.max_vcpus();
   if (config.cpus > static_cast<std::uint32_t>(most)) {
-    return ConfigFailure(fmt::format("cpus: {} is more than the {} this host's KVM allows", config.cpus, most), "use fewer");
+    return ConfigFailure(
+        fmt::format("cpus: {} is more than the {} this host's KVM allows", config.cpus, most),
+        "use fewer");
   }
-  Result<std::unique_ptr<kvm::Vm>> made = kvm::Vm::Create(kvm, {.pit = config.pit, .vcpus = config.cpus});
-  if (!made) return HostFailure("cannot create a virtual machine", made.error(), "postern doctor says what this host's KVM offers");
+  Result<std::unique_ptr<kvm::Vm>> made =
+      kvm::Vm::Create(kvm, {.pit = config.pit, .vcpus = config.cpus});
+  if (!made)
+    return HostFailure("cannot create a virtual machine", made.error(),
+                       "postern doctor says what this host's KVM offers");
   vm = std::move(*made);
 
   Outcome<memory::GuestMemoryPtr> ram = MakeMemory(config.memory);
   if (!ram) return tl::unexpected(ram.error());
   memory = std::make_unique<memory::MemoryMap>(std::move(*ram));
-  if (Result<void> r = memory->Observe(*vm); !r) return HostFailure("cannot give the guest its memory", r.error());
+  if (Result<void> r = memory->Observe(*vm); !r)
+    return HostFailure("cannot give the guest its memory", r.error());
   return {};
 }
 
@@ -154,14 +166,20 @@ Outcome<void> Machine::Impl::MakePower() {
 }
 
 Outcome<void> Machine::Impl::MakeDevices(unsigned physical_bits) {
-  const x86_64::AddressRange above = x86_64::PciWindow64(x86_64::SplitRam(config.memory.size).End(), physical_bits);
+  const x86_64::AddressRange above =
+      x86_64::PciWindow64(x86_64::SplitRam(config.memory.size).End(), physical_bits);
   DeviceSet::Host host{
       .platform = vm->platform(),
       .mmio = mmio,
       .ports = ports,
       .memory = *memory,
-      .windows = {.memory32 = {x86_64::kPciWindow32, x86_64::kPciWindow32Size}, .memory64 = {above.base, above.size}, .io = {}},
-      .quit = [this] { End({ExitReport::Reason::kStopped, {}}); },
+      .windows = {.memory32 = {x86_64::kPciWindow32, x86_64::kPciWindow32Size},
+                  .memory64 = {above.base, above.size},
+                  .io = {}},
+      .quit =
+          [this] {
+            End({ExitReport::Reason::kStopped, {}});
+          },
   };
   Outcome<std::unique_ptr<DeviceSet>> made = DeviceSet::Create(config, host);
   if (!made) return tl::unexpected(made.error());
@@ -169,23 +187,28 @@ Outcome<void> Machine::Impl::MakeDevices(unsigned physical_bits) {
   return {};
 }
 
-Outcome<void> Machine::Impl::MakeVcpus(const kvm::Kvm& kvm, std::vector<x86_64::CpuidEntry> supported) {
+Outcome<void> Machine::Impl::MakeVcpus(const kvm::Kvm& kvm,
+                                       std::vector<x86_64::CpuidEntry> supported) {
   for (std::uint32_t i = 0; i < config.cpus; ++i) {
-    const auto fail = [i](const Error& error) { return HostFailure(fmt::format("cannot set up vCPU {}", i), error); };
+    const auto fail = [i](const Error& error) {
+      return HostFailure(fmt::format("cannot set up vCPU {}", i), error);
+    };
     Result<std::unique_ptr<kvm::Vcpu>> made = vm->CreateVcpu(i);
     if (!made) return fail(made.error());
     kvm::Vcpu& vcpu = **made;
     if (i == 0) tsc_khz = vcpu.TscKhz().value_or(0);
-    const std::vector<x86_64::CpuidEntry> cpuid =
-        x86_64::BuildCpuid(supported, {.index = i, .count = config.cpus, .tsc_khz = tsc_khz, .tsc_deadline = kvm.tsc_deadline()});
+    const std::vector<x86_64::CpuidEntry> cpuid = x86_64::BuildCpuid(
+        supported,
+        {.index = i, .count = config.cpus, .tsc_khz = tsc_khz, .tsc_deadline = kvm.tsc_deadline()});
     if (Result<void> r = vcpu.SetCpuid(cpuid); !r) return fail(r.error());
     if (Result<void> r = vcpu.SetMsrs(x86_64::InitialMsrs()); !r) return fail(r.error());
     std::array<std::byte, 1024> lapic;
     if (Result<void> r = vcpu.GetLapic(lapic); !r) return fail(r.error());
     if (Result<void> r = x86_64::SetLocalApicLvt(lapic, i == 0); !r) return fail(r.error());
     if (Result<void> r = vcpu.SetLapic(lapic); !r) return fail(r.error());
-    vcpus.push_back(std::make_unique<VcpuRunner>(std::move(*made), mmio, ports, *memory,
-                                                 [this](ExitReport report) { End(std::move(report)); }));
+    vcpus.push_back(
+        std::make_unique<VcpuRunner>(std::move(*made), mmio, ports, *memory,
+                                     [this](ExitReport report) { End(std::move(report)); }));
   }
   return {};
 }
@@ -199,7 +222,8 @@ Outcome<void> Machine::Impl::LoadGuest(bool gigabyte_pages) {
   if (!rsdp) return tl::unexpected(rsdp.error());
 
   const bool built_in = config.kernel.empty();
-  Outcome<boot::Image> kernel = built_in ? Outcome<boot::Image>(boot::Image::FromBytes(probe::ProbeImage(), "built-in guest", "kernel"))
+  Outcome<boot::Image> kernel = built_in ? Outcome<boot::Image>(boot::Image::FromBytes(
+                                               probe::ProbeImage(), "built-in guest", "kernel"))
                                          : boot::Image::Open(config.kernel, "kernel");
   if (!kernel) return tl::unexpected(kernel.error());
   std::optional<boot::Image> initrd;
@@ -215,7 +239,8 @@ Outcome<void> Machine::Impl::LoadGuest(bool gigabyte_pages) {
     if (config.serial.mode != ConsoleConfig::Mode::kOff) line.Add("console=ttyS0");
     if (config.console.mode != ConsoleConfig::Mode::kOff) line.Add("console=hvc0");
   }
-  if (config.serial.mode != ConsoleConfig::Mode::kOff && !line.UserSets("earlycon")) line.Add("earlycon=uart,io,0x3f8");
+  if (config.serial.mode != ConsoleConfig::Mode::kOff && !line.UserSets("earlycon"))
+    line.Add("earlycon=uart,io,0x3f8");
   // A panic reboots, which ends the process, instead of waiting for a person.
   if (!line.UserSets("panic")) line.Add("panic=-1");
   // Linux has the devices from ACPI; the built-in guest reads none of its bytecode.
@@ -223,15 +248,17 @@ Outcome<void> Machine::Impl::LoadGuest(bool gigabyte_pages) {
     for (std::string& part : devices->CommandLineParts()) line.Add(std::move(part));
   }
 
-  Outcome<boot::BootState> state = boot::PrepareBoot(*ram, {.kernel = &*kernel,
-                                                            .initrd = initrd.has_value() ? &*initrd : nullptr,
-                                                            .command_line = &line,
-                                                            .rsdp = *rsdp,
-                                                            .load = {}});
+  Outcome<boot::BootState> state =
+      boot::PrepareBoot(*ram, {.kernel = &*kernel,
+                               .initrd = initrd.has_value() ? &*initrd : nullptr,
+                               .command_line = &line,
+                               .rsdp = *rsdp,
+                               .load = {}});
   if (!state) return tl::unexpected(state.error());
   kernel_label = kernel->Label();
   LOG_DEBUG(kLog, "{} by {}, entry {:#x}, command line: {}", kernel_label,
-            state->protocol == boot::Protocol::kPvh ? "PVH" : "the 64-bit protocol", state->entry.value, state->command_line);
+            state->protocol == boot::Protocol::kPvh ? "PVH" : "the 64-bit protocol",
+            state->entry.value, state->command_line);
 
   if (Result<void> r = x86_64::WriteGdt(*ram); !r) return HostFailure("boot structures", r.error());
   x86_64::InitialState initial;
@@ -239,12 +266,15 @@ Outcome<void> Machine::Impl::LoadGuest(bool gigabyte_pages) {
     initial = x86_64::PvhState(state->entry.value, state->info.value);
   } else {
     const auto size = gigabyte_pages ? x86_64::PageSize::k1GiB : x86_64::PageSize::k2MiB;
-    if (Result<void> r = x86_64::WritePageTables(*ram, size); !r) return HostFailure("boot structures", r.error());
+    if (Result<void> r = x86_64::WritePageTables(*ram, size); !r)
+      return HostFailure("boot structures", r.error());
     initial = x86_64::Linux64State(state->entry.value, state->info.value);
   }
   kvm::Vcpu& boot_vcpu = vcpus.front()->vcpu();
-  if (Result<void> r = boot_vcpu.SetSregs(initial.sregs); !r) return HostFailure("cannot set up vCPU 0", r.error());
-  if (Result<void> r = boot_vcpu.SetRegs(initial.regs); !r) return HostFailure("cannot set up vCPU 0", r.error());
+  if (Result<void> r = boot_vcpu.SetSregs(initial.sregs); !r)
+    return HostFailure("cannot set up vCPU 0", r.error());
+  if (Result<void> r = boot_vcpu.SetRegs(initial.regs); !r)
+    return HostFailure("cannot set up vCPU 0", r.error());
   return {};
 }
 
@@ -276,12 +306,14 @@ Outcome<std::unique_ptr<Machine>> Machine::Create(const Config& config) {
   if (!kvm) return tl::unexpected(kvm.error());
   if (Outcome<void> r = impl.MakeVm(*kvm); !r) return tl::unexpected(r.error());
   Result<std::vector<x86_64::CpuidEntry>> supported = kvm->SupportedCpuid();
-  if (!supported) return HostFailure("cannot read the processor features KVM offers", supported.error());
+  if (!supported)
+    return HostFailure("cannot read the processor features KVM offers", supported.error());
   const unsigned physical_bits = x86_64::PhysicalAddressBits(*supported);
   const bool gigabyte_pages = x86_64::HasGigabytePages(*supported);
   if (Outcome<void> r = impl.MakePower(); !r) return tl::unexpected(r.error());
   if (Outcome<void> r = impl.MakeDevices(physical_bits); !r) return tl::unexpected(r.error());
-  if (Outcome<void> r = impl.MakeVcpus(*kvm, std::move(*supported)); !r) return tl::unexpected(r.error());
+  if (Outcome<void> r = impl.MakeVcpus(*kvm, std::move(*supported)); !r)
+    return tl::unexpected(r.error());
   if (Outcome<void> r = impl.LoadGuest(gigabyte_pages); !r) return tl::unexpected(r.error());
   return machine;
 }
@@ -304,12 +336,16 @@ ExitReport Machine::Wait() {
     MutexLock lock(impl_->end_mutex);
     if (impl_->end != nullptr) report = *impl_->end;
   }
-  const bool died = report.reason == ExitReport::Reason::kInternalError || report.reason == ExitReport::Reason::kTripleFault;
+  const bool died = report.reason == ExitReport::Reason::kInternalError ||
+                    report.reason == ExitReport::Reason::kTripleFault;
   if (died && !impl_->config.kernel.empty()) {
     const Outcome<kvm::Kvm> kvm = OpenKvm();
     if (kvm && kvm::CanRunGuestKernels(*kvm) == kvm::GuestKernels::kNo) {
-      report.text += "\nThis host's KVM cannot run guest kernels at all: it emulates instructions and lacks some that every kernel uses."
-                     "\nRun on a host with hardware virtualisation (postern doctor checks), or without --kernel for the built-in guest.";
+      report.text +=
+          "\nThis host's KVM cannot run guest kernels at all: it emulates instructions and lacks "
+          "some that every kernel uses."
+          "\nRun on a host with hardware virtualisation (postern doctor checks), or without "
+          "--kernel for the built-in guest.";
     }
   }
   return report;
@@ -323,17 +359,24 @@ void Machine::Resume() {
   for (const auto& vcpu : impl_->vcpus) vcpu->Resume();
 }
 
-void Machine::PowerButton() { impl_->power_button->trigger().Signal(); }
+void Machine::PowerButton() {
+  impl_->power_button->trigger().Signal();
+}
 
-void Machine::Stop() { impl_->End({ExitReport::Reason::kStopped, {}}); }
+void Machine::Stop() {
+  impl_->End({ExitReport::Reason::kStopped, {}});
+}
 
-EventLoop& Machine::control() { return *impl_->control; }
+EventLoop& Machine::control() {
+  return *impl_->control;
+}
 
 std::string Machine::Metrics() const {
   MetricsWriter writer;
   timespec now{};
   clock_gettime(CLOCK_REALTIME, &now);
-  writer.Value("utc_timestamp_ms", static_cast<std::uint64_t>(now.tv_sec) * 1000 + static_cast<std::uint64_t>(now.tv_nsec) / 1'000'000);
+  writer.Value("utc_timestamp_ms", static_cast<std::uint64_t>(now.tv_sec) * 1000 +
+                                       static_cast<std::uint64_t>(now.tv_nsec) / 1'000'000);
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   writer.Group("process", [&](MetricsWriter& w) {
@@ -350,12 +393,18 @@ std::string Machine::Metrics() const {
         v.Value("port_io_exits", vcpu.counters().port_io.Get());
         v.Value("interrupted", vcpu.counters().interrupted.Get());
         v.Value("other_exits", vcpu.counters().other.Get());
-        v.Group("kvm", [&](MetricsWriter& k) { k.Counters([&](CounterSink& sink) { vcpu.ReportKernelCounters(sink); }); });
+        v.Group("kvm", [&](MetricsWriter& k) {
+          k.Counters([&](CounterSink& sink) { vcpu.ReportKernelCounters(sink); });
+        });
       });
     }
   });
-  writer.Group("kvm", [&](MetricsWriter& w) { w.Counters([&](CounterSink& sink) { impl_->vm->ReportCounters(sink); }); });
-  writer.Group("mmio_bus", [&](MetricsWriter& w) { w.Counters([&](CounterSink& sink) { impl_->mmio.ReportCounters(sink); }); });
+  writer.Group("kvm", [&](MetricsWriter& w) {
+    w.Counters([&](CounterSink& sink) { impl_->vm->ReportCounters(sink); });
+  });
+  writer.Group("mmio_bus", [&](MetricsWriter& w) {
+    w.Counters([&](CounterSink& sink) { impl_->mmio.ReportCounters(sink); });
+  });
   writer.Group("port_bus", [&](MetricsWriter& w) {
     w.Counters([&](CounterSink& sink) { impl_->ports.ReportCounters(sink); });
     w.Value("power_ports_ignored", impl_->power->ignored());
@@ -366,10 +415,11 @@ std::string Machine::Metrics() const {
 
 std::string Machine::Describe() const {
   const MemoryConfig& memory = impl_->config.memory;
-  std::string text = fmt::format("kernel   {}\nvCPUs    {}, TSC {} MHz\nmemory   {}{}{}\n", impl_->kernel_label, impl_->config.cpus,
-                                 impl_->tsc_khz / 1000, FormatSize(memory.size),
-                                 memory.hugepages != 0 ? " on huge pages of " + FormatSize(memory.hugepages) : "",
-                                 memory.shared ? ", shared" : "");
+  std::string text =
+      fmt::format("kernel   {}\nvCPUs    {}, TSC {} MHz\nmemory   {}{}{}\n", impl_->kernel_label,
+                  impl_->config.cpus, impl_->tsc_khz / 1000, FormatSize(memory.size),
+                  memory.hugepages != 0 ? " on huge pages of " + FormatSize(memory.hugepages) : "",
+                  memory.shared ? ", shared" : "");
   return text + impl_->devices->Describe();
 }
 

@@ -1,18 +1,17 @@
 #pragma once
 
-// Machine: a virtual machine made from a Config: memory, vCPUs, buses, devices, kernel. The composition root: nothing below src/machine
-// knows it.
+// Machine: a virtual machine made from a Config: memory, vCPUs, buses, devices, kernel. The
+// composition root: nothing below src/machine knows it.
 //
 //   Config config;
 //   config.kernel = "vmlinuz";
-//   auto machine = Machine::Create(config);                  // Outcome: a Failure names cause and next step
-//   if (!machine) return Report(machine.error());
-//   if (auto started = (*machine)->Start(); !started) return Report(started.error());
-//   ExitReport end = (*machine)->Wait();
+//   auto machine = Machine::Create(config);                  // Outcome: a Failure names cause and
+//   next step if (!machine) return Report(machine.error()); if (auto started = (*machine)->Start();
+//   !started) return Report(started.error()); ExitReport end = (*machine)->Wait();
 //
-// Ownership: owns everything it makes; the destructor stops the guest and waits for I/O in flight. Threads: Create, Start, Pause, Resume,
-// Wait and destruction on one thread, the control thread; PowerButton and Stop from any thread (not from a signal handler: watch a
-// signalfd on control()).
+// Ownership: owns everything it makes; the destructor stops the guest and waits for I/O in flight.
+// Threads: Create, Start, Pause, Resume, Wait and destruction on one thread, the control thread;
+// PowerButton and Stop from any thread (not from a signal handler: watch a signalfd on control()).
 
 #include <functional>
 #include <memory>
@@ -27,7 +26,8 @@ namespace postern {
 
 class Machine {
  public:
-  // Opens every file and device the configuration names and loads the kernel; runs no guest instruction.
+  // Opens every file and device the configuration names and loads the kernel; runs no guest
+  // instruction.
   [[nodiscard]] static Outcome<std::unique_ptr<Machine>> Create(const Config& config);
   ~Machine();
   Machine(const Machine&) = delete;
@@ -46,7 +46,8 @@ class Machine {
   // Ends the machine now: Wait returns kStopped.
   void Stop();
 
-  // The loop Wait runs: for an embedder's own descriptors, timers and posted functions on the control thread.
+  // The loop Wait runs: for an embedder's own descriptors, timers and posted functions on the
+  // control thread.
   [[nodiscard]] EventLoop& control();
   // One JSON object: counters of the machine, each vCPU, KVM and each device.
   [[nodiscard]] std::string Metrics() const;

@@ -1,7 +1,7 @@
 #pragma once
 
-// MetricsWriter: counters as one JSON object of objects. Names are ours (letters, digits, _ and -), so nothing needs escaping.
-// Threads: a value.
+// MetricsWriter: counters as one JSON object of objects. Names are ours (letters, digits, _ and -),
+// so nothing needs escaping. Threads: a value.
 
 #include <cstdint>
 #include <functional>

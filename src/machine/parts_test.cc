@@ -27,7 +27,9 @@ TEST_CASE("power ports: reading any of them gives zero") {
   }
 }
 
-TEST_CASE("power ports: of all one-byte values, S5 with SLP_EN powers off, the reset value resets, and the rest does nothing") {
+TEST_CASE(
+    "power ports: of all one-byte values, S5 with SLP_EN powers off, the reset value resets, and "
+    "the rest does nothing") {
   for (std::uint64_t offset = 0; offset < x86_64::kPowerPortsSize; ++offset) {
     for (unsigned value = 0; value < 256; ++value) {
       CAPTURE(offset);
@@ -35,8 +37,10 @@ TEST_CASE("power ports: of all one-byte values, S5 with SLP_EN powers off, the r
       std::optional<Reason> end;
       PowerPorts ports([&](Reason reason) { end = reason; });
       ports.Write(offset, Bytes(value, 1));
-      // ACPI 6.5 4.8.3.7: SLP_TYP is bits 4:2 and SLP_EN bit 5; other bits are reserved and ignored.
-      const bool off = offset == 0 && (value & 0x20) != 0 && ((value >> 2) & 7) == x86_64::kSleepTypeS5;
+      // ACPI 6.5 4.8.3.7: SLP_TYP is bits 4:2 and SLP_EN bit 5; other bits are reserved and
+      // ignored.
+      const bool off =
+          offset == 0 && (value & 0x20) != 0 && ((value >> 2) & 7) == x86_64::kSleepTypeS5;
       const bool reset = offset == 2 && value == x86_64::kResetValue;
       CHECK(end.has_value() == (off || reset));
       if (off) CHECK(*end == Reason::kPowerOff);
@@ -47,7 +51,8 @@ TEST_CASE("power ports: of all one-byte values, S5 with SLP_EN powers off, the r
 
 TEST_CASE("power ports: wide writes are ignored and counted") {
   PowerPorts ports([](Reason) { FAIL("a wide write ended the machine"); });
-  for (const std::size_t width : {2u, 4u}) ports.Write(0, Bytes(std::uint64_t{0x04030201} * x86_64::kPowerOffValue, width));
+  for (const std::size_t width : {2u, 4u})
+    ports.Write(0, Bytes(std::uint64_t{0x04030201} * x86_64::kPowerOffValue, width));
   CHECK(ports.ignored() == 2);
 }
 

@@ -7,7 +7,8 @@
 namespace postern {
 
 void PowerPorts::Read(std::uint64_t, std::span<std::byte> data) {
-  // Sleep control reads back without SLP_EN, sleep status without WAK_STS, and the reset register is write-only: all zero.
+  // Sleep control reads back without SLP_EN, sleep status without WAK_STS, and the reset register
+  // is write-only: all zero.
   std::fill(data.begin(), data.end(), std::byte{0});
 }
 

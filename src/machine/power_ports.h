@@ -1,8 +1,9 @@
 #pragma once
 
-// PowerPorts: the three one-byte registers of a hardware-reduced ACPI machine through which a guest ends itself: sleep control, sleep
-// status, reset (ACPI 6.5, 4.8.3.6 and 4.8.3.7), at the ports of src/arch/x86_64/layout.h.
-// Threads: vCPU threads under the bus's lock; `end` is called there and must not block.
+// PowerPorts: the three one-byte registers of a hardware-reduced ACPI machine through which a guest
+// ends itself: sleep control, sleep status, reset (ACPI 6.5, 4.8.3.6 and 4.8.3.7), at the ports of
+// src/arch/x86_64/layout.h. Threads: vCPU threads under the bus's lock; `end` is called there and
+// must not block.
 
 #include <functional>
 

@@ -7,8 +7,9 @@
 
 namespace postern {
 
-Outcome<std::unique_ptr<SerialConsole>> SerialConsole::Create(const console::BackendOptions& options, EventLoop& loop,
-                                                              bus::Bus& ports, bus::InterruptSource& interrupts) {
+Outcome<std::unique_ptr<SerialConsole>> SerialConsole::Create(
+    const console::BackendOptions& options, EventLoop& loop, bus::Bus& ports,
+    bus::InterruptSource& interrupts) {
   std::unique_ptr<SerialConsole> self(new SerialConsole(loop));
   Outcome<std::unique_ptr<console::ConsoleBackend>> backend = console::CreateBackend(options, loop);
   if (!backend) return tl::unexpected(backend.error());
@@ -18,8 +19,8 @@ Outcome<std::unique_ptr<SerialConsole>> SerialConsole::Create(const console::Bac
   self->line_ = std::move(*line);
   serial::SerialSink& sink = *self;
   self->uart_ = std::make_unique<serial::Serial>(*self->line_, sink);
-  Result<bus::Registration> registration =
-      ports.Add(x86_64::kSerialPort, x86_64::kSerialPorts, *self->uart_, self->uart_->lock(), "serial");
+  Result<bus::Registration> registration = ports.Add(x86_64::kSerialPort, x86_64::kSerialPorts,
+                                                     *self->uart_, self->uart_->lock(), "serial");
   if (!registration) return HostFailure("serial port", registration.error());
   self->registration_ = std::move(*registration);
   self->backend_->Attach(*self);
@@ -94,6 +95,8 @@ void SerialConsole::Flush() {
   }
 }
 
-void SerialConsole::ReportCounters(CounterSink& sink) const { uart_->ReportCounters(sink); }
+void SerialConsole::ReportCounters(CounterSink& sink) const {
+  uart_->ReportCounters(sink);
+}
 
 }  // namespace postern

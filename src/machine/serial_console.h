@@ -2,9 +2,10 @@
 
 // SerialConsole: the 16550 on the port bus, joined to a console back end on an I/O loop.
 //
-// The UART transmits on vCPU threads and the back end writes on its loop's thread; a bounded buffer stands between. A back end slower
-// than the guest loses the newest bytes (counted by the UART): an early console must never stall a vCPU.
-// Ownership: borrows the loop, the bus and the platform. Threads: created and destroyed on the control thread while the loop runs.
+// The UART transmits on vCPU threads and the back end writes on its loop's thread; a bounded buffer
+// stands between. A back end slower than the guest loses the newest bytes (counted by the UART): an
+// early console must never stall a vCPU. Ownership: borrows the loop, the bus and the platform.
+// Threads: created and destroyed on the control thread while the loop runs.
 
 #include <memory>
 
@@ -20,8 +21,9 @@ namespace postern {
 
 class SerialConsole final : private serial::SerialSink, private console::ConsoleClient {
  public:
-  [[nodiscard]] static Outcome<std::unique_ptr<SerialConsole>> Create(const console::BackendOptions& options, EventLoop& loop,
-                                                                      bus::Bus& ports, bus::InterruptSource& interrupts);
+  [[nodiscard]] static Outcome<std::unique_ptr<SerialConsole>> Create(
+      const console::BackendOptions& options, EventLoop& loop, bus::Bus& ports,
+      bus::InterruptSource& interrupts);
   ~SerialConsole() override;
 
   [[nodiscard]] std::string description() const { return backend_->description(); }

@@ -11,19 +11,22 @@ namespace postern {
 namespace {
 
 // Up to 15 bytes, the longest an x86 instruction can be, at the guest's RIP.
-std::string InstructionBytes(const kvm::Vcpu& vcpu, const memory::MemoryMap& memory, std::uint64_t rip) {
+std::string InstructionBytes(const kvm::Vcpu& vcpu, const memory::MemoryMap& memory,
+                             std::uint64_t rip) {
   std::vector<std::uint8_t> bytes = vcpu.EmulationBytes();
   if (bytes.empty()) {
     const Result<std::uint64_t> physical = vcpu.Translate(rip);
     if (!physical) return "(not readable)";
     const memory::GuestMemoryPtr snapshot = memory.Snapshot();
-    const Result<memory::GuestView> view = snapshot->ViewRun(memory::Gpa(*physical), 15, memory::Access::kRead);
+    const Result<memory::GuestView> view =
+        snapshot->ViewRun(memory::Gpa(*physical), 15, memory::Access::kRead);
     if (!view) return "(not in RAM)";
     bytes.resize(view->size());
     if (!view->CopyOut(0, std::as_writable_bytes(std::span(bytes)))) return "(not readable)";
   }
   std::string text;
-  for (const std::uint8_t byte : bytes) text += fmt::format("{}{:02x}", text.empty() ? "" : " ", byte);
+  for (const std::uint8_t byte : bytes)
+    text += fmt::format("{}{:02x}", text.empty() ? "" : " ", byte);
   return text;
 }
 
@@ -33,7 +36,9 @@ VcpuRunner::VcpuRunner(std::unique_ptr<kvm::Vcpu> vcpu, bus::Bus& mmio, bus::Bus
                        const memory::MemoryMap& memory, std::function<void(ExitReport)> end)
     : vcpu_(std::move(vcpu)), mmio_(mmio), ports_(ports), memory_(memory), end_(std::move(end)) {}
 
-VcpuRunner::~VcpuRunner() { Stop(); }
+VcpuRunner::~VcpuRunner() {
+  Stop();
+}
 
 Result<void> VcpuRunner::Start() {
   thread_ = TRY(Thread::Start(fmt::format("vcpu{}", vcpu_->id()), [this] {
@@ -87,7 +92,8 @@ void VcpuRunner::Loop() {
     const Result<kvm::Exit> exit = vcpu_->Run();
     if (!exit) {
       ended = std::make_unique<ExitReport>(
-          ExitReport{ExitReport::Reason::kHostError, fmt::format("vCPU {}: {}", vcpu_->id(), Describe(exit.error()))});
+          ExitReport{ExitReport::Reason::kHostError,
+                     fmt::format("vCPU {}: {}", vcpu_->id(), Describe(exit.error()))});
     } else {
       ended = Handle(*exit);
     }
@@ -140,14 +146,16 @@ void VcpuRunner::PortIo(const kvm::Exit& exit) {
 ExitReport VcpuRunner::Died(const kvm::Exit& exit) const {
   using Kind = kvm::Exit::Kind;
   ExitReport report;
-  report.reason = exit.kind == Kind::kShutdown ? ExitReport::Reason::kTripleFault : ExitReport::Reason::kInternalError;
+  report.reason = exit.kind == Kind::kShutdown ? ExitReport::Reason::kTripleFault
+                                               : ExitReport::Reason::kInternalError;
   std::string what;
   switch (exit.kind) {
     case Kind::kShutdown:
       what = "triple fault";
       break;
     case Kind::kInternalError:
-      what = exit.reason == 1 ? "KVM internal error: emulation failure" : fmt::format("KVM internal error, suberror {}", exit.reason);
+      what = exit.reason == 1 ? "KVM internal error: emulation failure"
+                              : fmt::format("KVM internal error, suberror {}", exit.reason);
       break;
     case Kind::kFailedEntry:
       what = fmt::format("KVM could not enter the guest, hardware reason {:#x}", exit.reason);
@@ -157,8 +165,8 @@ ExitReport VcpuRunner::Died(const kvm::Exit& exit) const {
   }
   const Result<x86_64::Regs> regs = vcpu_->GetRegs();
   const std::uint64_t rip = regs ? regs->rip : 0;
-  report.text = fmt::format("vCPU {}: {} at rip {:#x}, instruction bytes {}", vcpu_->id(), what, rip,
-                            InstructionBytes(*vcpu_, memory_, rip));
+  report.text = fmt::format("vCPU {}: {} at rip {:#x}, instruction bytes {}", vcpu_->id(), what,
+                            rip, InstructionBytes(*vcpu_, memory_, rip));
   return report;
 }
 

@@ -1,7 +1,8 @@
 #pragma once
 
-// VcpuRunner: the thread of one vCPU: enters the guest, carries out what it exits for on the buses, and reports how it ended.
-// Ownership: borrows the buses and the end callback; they outlive it. Threads: Start, Stop and Pause from the control thread.
+// VcpuRunner: the thread of one vCPU: enters the guest, carries out what it exits for on the buses,
+// and reports how it ended. Ownership: borrows the buses and the end callback; they outlive it.
+// Threads: Start, Stop and Pause from the control thread.
 
 #include <atomic>
 #include <condition_variable>
@@ -20,8 +21,8 @@ namespace postern {
 class VcpuRunner {
  public:
   // `end` is called on the vCPU's thread, at most once, when the guest cannot go on from here.
-  VcpuRunner(std::unique_ptr<kvm::Vcpu> vcpu, bus::Bus& mmio, bus::Bus& ports, const memory::MemoryMap& memory,
-             std::function<void(ExitReport)> end);
+  VcpuRunner(std::unique_ptr<kvm::Vcpu> vcpu, bus::Bus& mmio, bus::Bus& ports,
+             const memory::MemoryMap& memory, std::function<void(ExitReport)> end);
   ~VcpuRunner();
 
   [[nodiscard]] Result<void> Start();

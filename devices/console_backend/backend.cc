@@ -18,7 +18,9 @@ class NullBackend final : public ConsoleBackend {
   std::size_t Read(std::span<std::byte> /*to*/) override { return 0; }
   [[nodiscard]] bool has_input() const override { return false; }
   [[nodiscard]] std::string description() const override { return "nowhere"; }
-  void ReportCounters(CounterSink& sink) const override { sink.Add("output_dropped", dropped_.Get()); }
+  void ReportCounters(CounterSink& sink) const override {
+    sink.Add("output_dropped", dropped_.Get());
+  }
 
  private:
   Counter dropped_;
@@ -26,9 +28,12 @@ class NullBackend final : public ConsoleBackend {
 
 }  // namespace
 
-std::unique_ptr<ConsoleBackend> CreateNull() { return std::make_unique<NullBackend>(); }
+std::unique_ptr<ConsoleBackend> CreateNull() {
+  return std::make_unique<NullBackend>();
+}
 
-Outcome<std::unique_ptr<ConsoleBackend>> CreateBackend(const BackendOptions& options, EventLoop& loop) {
+Outcome<std::unique_ptr<ConsoleBackend>> CreateBackend(const BackendOptions& options,
+                                                       EventLoop& loop) {
   Outcome<std::unique_ptr<ConsoleBackend>> backend = nullptr;
   // Descriptors are watched by the loop's thread alone.
   loop.RunSync([&] {

@@ -1,18 +1,22 @@
 #pragma once
 
-// ConsoleBackend: where the bytes of a guest's console come from and go to on the host: the terminal, a pty, a file, a UNIX socket,
-// or nowhere. Knows neither virtio nor the 16550; both are a ConsoleClient to it.
+// ConsoleBackend: where the bytes of a guest's console come from and go to on the host: the
+// terminal, a pty, a file, a UNIX socket, or nowhere. Knows neither virtio nor the 16550; both are
+// a ConsoleClient to it.
 //
-//   auto backend = console::CreateBackend({.kind = Kind::kStdio, .quit = [&] { ... }}, loop);   // Outcome
+//   auto backend = console::CreateBackend({.kind = Kind::kStdio, .quit = [&] { ... }}, loop);   //
+//   Outcome
 //   (*backend)->Attach(client);
 //   std::size_t taken = (*backend)->Write(iovecs);   // fewer than given: wait for OnWritable
 //   std::size_t got = (*backend)->Read(bytes);       // 0: wait for OnInput
 //
-// No call blocks. Input nobody reads waits in a buffer of kInputBuffer bytes, and beyond that in the kernel. Output to a peer that is
-// slow is refused until it caught up; output while no peer is connected (pty, socket) is kept in a buffer of kReplayBuffer bytes for
-// the next one, oldest bytes dropped.
+// No call blocks. Input nobody reads waits in a buffer of kInputBuffer bytes, and beyond that in
+// the kernel. Output to a peer that is slow is refused until it caught up; output while no peer is
+// connected (pty, socket) is kept in a buffer of kReplayBuffer bytes for the next one, oldest bytes
+// dropped.
 //
-// Ownership: the client and the loop outlive the backend, or Detach comes first. Threads: the loop's thread, or before it runs.
+// Ownership: the client and the loop outlive the backend, or Detach comes first. Threads: the
+// loop's thread, or before it runs.
 
 #include <sys/uio.h>
 
@@ -59,7 +63,8 @@ struct BackendCounters {
 class ConsoleBackend {
  public:
   virtual ~ConsoleBackend() = default;
-  // Input is delivered from now on; what came earlier is announced on the loop. At most one client at a time.
+  // Input is delivered from now on; what came earlier is announced on the loop. At most one client
+  // at a time.
   virtual void Attach(ConsoleClient& client) = 0;
   virtual void Detach() = 0;
   // Takes as many bytes as it can now, from the front, and says how many.
@@ -77,9 +82,11 @@ struct BackendOptions {
   Kind kind = Kind::kNull;
   std::string path;     // kFile, kSocket
   bool append = false;  // kFile: keep what is there
-  // kStdio on a terminal: Ctrl-A x was typed. Called on the loop's thread; must not destroy the backend.
+  // kStdio on a terminal: Ctrl-A x was typed. Called on the loop's thread; must not destroy the
+  // backend.
   std::function<void()> quit;
-  // kPty: told the path of the slave once, from CreateBackend. If empty the path is written to stderr.
+  // kPty: told the path of the slave once, from CreateBackend. If empty the path is written to
+  // stderr.
   std::function<void(std::string_view)> announce;
 };
 

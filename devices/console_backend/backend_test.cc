@@ -86,7 +86,9 @@ int IdleRounds(EventLoop& loop) {
 
 struct CounterMap : CounterSink {
   std::vector<std::pair<std::string, std::uint64_t>> values;
-  void Add(std::string_view name, std::uint64_t value) override { values.emplace_back(name, value); }
+  void Add(std::string_view name, std::uint64_t value) override {
+    values.emplace_back(name, value);
+  }
   std::uint64_t operator[](std::string_view name) const {
     for (const auto& [key, value] : values) {
       if (key == name) return value;
@@ -122,8 +124,16 @@ TEST_CASE("escape: Ctrl-A sequences are the monitor's, all else is the guest's")
                               {"quit", "a\x01x", "a", Command::kQuit},
                               {"nothing after quit", "\x01xrm", "", Command::kQuit},
                               {"Ctrl-A twice", "\x01\x01z", "\x01z", Command::kNone},
-                              {"Ctrl-A a", "\x01" "ab", "\x01" "b", Command::kNone},
-                              {"Ctrl-A other", "\x01" "l", "\x01l", Command::kNone},
+                              {"Ctrl-A a",
+                               "\x01"
+                               "ab",
+                               "\x01"
+                               "b",
+                               Command::kNone},
+                              {"Ctrl-A other",
+                               "\x01"
+                               "l",
+                               "\x01l", Command::kNone},
                               {"help", "\x01h.", ".", Command::kHelp},
                               {"x alone", "x", "x", Command::kNone},
                               {"escaped, then x", "\x01\x01x", "\x01x", Command::kNone}};
@@ -160,7 +170,8 @@ TEST_CASE("console back end: null takes everything and gives nothing") {
 TEST_CASE("console back end: a file is truncated or continued") {
   const TempDir dir;
   auto loop = EventLoop::Create().value();
-  BackendOptions options{.kind = Kind::kFile, .path = dir.path + "/f", .append = false, .quit = {}, .announce = {}};
+  BackendOptions options{
+      .kind = Kind::kFile, .path = dir.path + "/f", .append = false, .quit = {}, .announce = {}};
   const auto contents = [&] {
     const Fd fd(open(options.path.c_str(), O_RDONLY | O_CLOEXEC));
     return Get(fd.get(), 100);
@@ -182,7 +193,11 @@ TEST_CASE("console back end: a file is truncated or continued") {
 
 TEST_CASE("console back end: a full disk loses output and nothing else") {
   auto loop = EventLoop::Create().value();
-  auto backend = CreateBackend({.kind = Kind::kFile, .path = "/dev/full", .append = true, .quit = {}, .announce = {}}, *loop).value();
+  auto backend =
+      CreateBackend(
+          {.kind = Kind::kFile, .path = "/dev/full", .append = true, .quit = {}, .announce = {}},
+          *loop)
+          .value();
   Client client;
   client.backend = backend.get();
   backend->Attach(client);
@@ -197,7 +212,8 @@ TEST_CASE("console back end: a FIFO whose reader left does not end the process")
   auto loop = EventLoop::Create().value();
   const std::string path = dir.path + "/f";
   REQUIRE(mkfifo(path.c_str(), 0600) == 0);
-  const BackendOptions options{.kind = Kind::kFile, .path = path, .append = true, .quit = {}, .announce = {}};
+  const BackendOptions options{
+      .kind = Kind::kFile, .path = path, .append = true, .quit = {}, .announce = {}};
   CHECK(!CreateBackend(options, *loop));  // no reader yet: refused, not waited for
   Fd reader(open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
   auto backend = CreateBackend(options, *loop).value();
@@ -208,10 +224,17 @@ TEST_CASE("console back end: a FIFO whose reader left does not end the process")
   CHECK(CounterOf(*backend, "output_dropped") == 4);
 }
 
-TEST_CASE("console back end: a slow socket peer is waited for, without losing or repeating a byte") {
+TEST_CASE(
+    "console back end: a slow socket peer is waited for, without losing or repeating a byte") {
   const TempDir dir;
   auto loop = EventLoop::Create().value();
-  auto backend = CreateBackend({.kind = Kind::kSocket, .path = dir.path + "/s", .append = false, .quit = {}, .announce = {}}, *loop).value();
+  auto backend = CreateBackend({.kind = Kind::kSocket,
+                                .path = dir.path + "/s",
+                                .append = false,
+                                .quit = {},
+                                .announce = {}},
+                               *loop)
+                     .value();
   Client client;
   client.backend = backend.get();
   backend->Attach(client);
@@ -242,7 +265,13 @@ TEST_CASE("console back end: a slow socket peer is waited for, without losing or
 TEST_CASE("console back end: input is read only as far as it is wanted") {
   const TempDir dir;
   auto loop = EventLoop::Create().value();
-  auto backend = CreateBackend({.kind = Kind::kSocket, .path = dir.path + "/s", .append = false, .quit = {}, .announce = {}}, *loop).value();
+  auto backend = CreateBackend({.kind = Kind::kSocket,
+                                .path = dir.path + "/s",
+                                .append = false,
+                                .quit = {},
+                                .announce = {}},
+                               *loop)
+                     .value();
   Client client;
   client.backend = backend.get();
   client.reads = false;
@@ -267,11 +296,16 @@ TEST_CASE("console back end: input is read only as far as it is wanted") {
   CHECK(CounterOf(*backend, "input_dropped") == 0);
 }
 
-TEST_CASE("console back end: a socket keeps output for the next client, oldest bytes dropped, and has one client at a time") {
+TEST_CASE(
+    "console back end: a socket keeps output for the next client, oldest bytes dropped, and has "
+    "one client at a time") {
   const TempDir dir;
   const std::string path = dir.path + "/s";
   auto loop = EventLoop::Create().value();
-  auto backend = CreateBackend({.kind = Kind::kSocket, .path = path, .append = false, .quit = {}, .announce = {}}, *loop).value();
+  auto backend =
+      CreateBackend(
+          {.kind = Kind::kSocket, .path = path, .append = false, .quit = {}, .announce = {}}, *loop)
+          .value();
   Client client;
   client.backend = backend.get();
   backend->Attach(client);
@@ -308,7 +342,13 @@ TEST_CASE("console back end: a socket keeps output for the next client, oldest b
 TEST_CASE("console back end: a client that only ended its own direction still gets output") {
   const TempDir dir;
   auto loop = EventLoop::Create().value();
-  auto backend = CreateBackend({.kind = Kind::kSocket, .path = dir.path + "/s", .append = false, .quit = {}, .announce = {}}, *loop).value();
+  auto backend = CreateBackend({.kind = Kind::kSocket,
+                                .path = dir.path + "/s",
+                                .append = false,
+                                .quit = {},
+                                .announce = {}},
+                               *loop)
+                     .value();
   Client client;
   client.backend = backend.get();
   backend->Attach(client);
@@ -325,7 +365,8 @@ TEST_CASE("console back end: the socket's name comes and goes with it, and is no
   const TempDir dir;
   const std::string path = dir.path + "/s";
   auto loop = EventLoop::Create().value();
-  const BackendOptions options{.kind = Kind::kSocket, .path = path, .append = false, .quit = {}, .announce = {}};
+  const BackendOptions options{
+      .kind = Kind::kSocket, .path = path, .append = false, .quit = {}, .announce = {}};
   {
     auto backend = CreateBackend(options, *loop).value();
     CHECK(access(path.c_str(), F_OK) == 0);
@@ -349,16 +390,15 @@ TEST_CASE("console back end: the socket's name comes and goes with it, and is no
   }
   CHECK(access(path.c_str(), F_OK) == 0);
   { CHECK(CreateBackend(options, *loop).has_value()); }
-  {
-    const Fd file(open(path.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
-  }
+  { const Fd file(open(path.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600)); }
   const auto over_file = CreateBackend(options, *loop);
   REQUIRE(!over_file);
   CHECK(over_file.error().kind == Failure::Kind::kConfig);
   CHECK(access(path.c_str(), F_OK) == 0);
 
   for (const std::string& bad : {std::string(), std::string(108, 'p')}) {
-    const auto failed = CreateBackend({.kind = Kind::kSocket, .path = bad, .append = false, .quit = {}, .announce = {}}, *loop);
+    const auto failed = CreateBackend(
+        {.kind = Kind::kSocket, .path = bad, .append = false, .quit = {}, .announce = {}}, *loop);
     REQUIRE(!failed);
     CHECK(failed.error().kind == Failure::Kind::kConfig);
     CHECK(failed.error().cause.find("107") != std::string::npos);
@@ -368,7 +408,13 @@ TEST_CASE("console back end: the socket's name comes and goes with it, and is no
 TEST_CASE("console back end: a pty announces its slave and outlives its clients") {
   auto loop = EventLoop::Create().value();
   std::string path;
-  auto backend = CreateBackend({.kind = Kind::kPty, .path = {}, .append = false, .quit = {}, .announce = [&](std::string_view p) { path = p; }}, *loop).value();
+  auto backend = CreateBackend({.kind = Kind::kPty,
+                                .path = {},
+                                .append = false,
+                                .quit = {},
+                                .announce = [&](std::string_view p) { path = p; }},
+                               *loop)
+                     .value();
   CHECK(backend->description() == path);
   Client client;
   client.backend = backend.get();
@@ -380,7 +426,9 @@ TEST_CASE("console back end: a pty announces its slave and outlives its clients"
     client.input.clear();
     Fd slave(open(path.c_str(), O_RDWR | O_NOCTTY | O_CLOEXEC));
     REQUIRE(slave.valid());
-    REQUIRE(RunUntil(*loop, [&] { return CounterOf(*backend, "connections") == static_cast<unsigned>(round) + 1; }));
+    REQUIRE(RunUntil(*loop, [&] {
+      return CounterOf(*backend, "connections") == static_cast<unsigned>(round) + 1;
+    }));
     CHECK(Get(slave.get(), 5) == "boot\n");  // no \r added: the slave is raw
     REQUIRE(write(slave.get(), "\x03id\r", 4) == 4);
     CHECK(RunUntil(*loop, [&] { return client.input == "\x03id\r"; }));
@@ -397,7 +445,13 @@ TEST_CASE("console back end: a pty announces its slave and outlives its clients"
 TEST_CASE("console back end: what a pty client typed before it left arrives") {
   auto loop = EventLoop::Create().value();
   std::string path;
-  auto backend = CreateBackend({.kind = Kind::kPty, .path = {}, .append = false, .quit = {}, .announce = [&](std::string_view p) { path = p; }}, *loop).value();
+  auto backend = CreateBackend({.kind = Kind::kPty,
+                                .path = {},
+                                .append = false,
+                                .quit = {},
+                                .announce = [&](std::string_view p) { path = p; }},
+                               *loop)
+                     .value();
   Client client;
   client.backend = backend.get();
   backend->Attach(client);

@@ -11,8 +11,8 @@ namespace postern::console {
                                                                    EventLoop& loop);
 [[nodiscard]] Outcome<std::unique_ptr<ConsoleBackend>> CreatePty(
     const std::function<void(std::string_view)>& announce, EventLoop& loop);
-[[nodiscard]] Outcome<std::unique_ptr<ConsoleBackend>> CreateFile(const std::string& path, bool append,
-                                                                  EventLoop& loop);
+[[nodiscard]] Outcome<std::unique_ptr<ConsoleBackend>> CreateFile(const std::string& path,
+                                                                  bool append, EventLoop& loop);
 [[nodiscard]] Outcome<std::unique_ptr<ConsoleBackend>> CreateSocket(const std::string& path,
                                                                     EventLoop& loop);
 

@@ -37,10 +37,12 @@ class FileBackend final : public StreamBackend {
 
 Outcome<std::unique_ptr<ConsoleBackend>> CreateFile(const std::string& path, bool append,
                                                     EventLoop& loop) {
-  // O_NONBLOCK for what is no regular file: a FIFO without a reader is refused instead of waited for.
-  Fd file(open(path.c_str(),
-               O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | (append ? 0 : O_TRUNC),
-               0600));
+  // O_NONBLOCK for what is no regular file: a FIFO without a reader is refused instead of waited
+  // for.
+  Fd file(open(
+      path.c_str(),
+      O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | (append ? 0 : O_TRUNC),
+      0600));
   if (!file.valid()) {
     return HostFailure(fmt::format("console file '{}'", Escaped(path)), SysError("open").value(),
                        "check the path and its permissions");

@@ -18,7 +18,8 @@
 namespace postern::console {
 namespace {
 
-// While no client has the slave open the master reports a hang-up without end, so it is left alone then; inotify tells of the next open.
+// While no client has the slave open the master reports a hang-up without end, so it is left alone
+// then; inotify tells of the next open.
 class PtyBackend final : public StreamBackend {
  public:
   PtyBackend(EventLoop& loop, Fd master, Fd opens, std::string path)
@@ -81,7 +82,8 @@ Result<Pty> OpenPty() {
   cfmakeraw(&mode);
   if (tcsetattr(master, TCSANOW, &mode) != 0) return SysError("tcsetattr");
   pty.path = name.data();
-  // Opening and closing the slave puts the master into the state "hung up", as after any later client.
+  // Opening and closing the slave puts the master into the state "hung up", as after any later
+  // client.
   {
     const Fd slave(open(name.data(), O_RDWR | O_NOCTTY | O_CLOEXEC));
     if (!slave.valid()) return SysError("open pty slave");
@@ -103,8 +105,8 @@ Outcome<std::unique_ptr<ConsoleBackend>> CreatePty(
     return HostFailure("console on a pty", pty.error(),
                        "check that /dev/ptmx exists and devpts is mounted");
   }
-  auto backend = std::make_unique<PtyBackend>(loop, std::move(pty->master), std::move(pty->opens),
-                                              pty->path);
+  auto backend =
+      std::make_unique<PtyBackend>(loop, std::move(pty->master), std::move(pty->opens), pty->path);
   if (Result<void> started = backend->Start(); !started) {
     return HostFailure("console on a pty", started.error());
   }

@@ -15,7 +15,8 @@ namespace {
 
 constexpr std::uint64_t kAcceptRetryMs = 1000;
 
-// One client at a time: a second one is let in and shown the door at once, so that it does not wait for nothing.
+// One client at a time: a second one is let in and shown the door at once, so that it does not wait
+// for nothing.
 class SocketBackend final : public StreamBackend {
  public:
   SocketBackend(EventLoop& loop, UnixListener listener)

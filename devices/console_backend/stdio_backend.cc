@@ -21,9 +21,10 @@ namespace {
 
 constexpr std::uint64_t kBackgroundPollMs = 1000;
 
-// A descriptor of ours that does not block. O_NONBLOCK belongs to the open file, which standard input and output share with the
-// shell and with whoever else has the terminal: so the file is opened anew. Where that is not possible (a socket, a file of another
-// user), the shared one is made non-blocking for as long as this lives.
+// A descriptor of ours that does not block. O_NONBLOCK belongs to the open file, which standard
+// input and output share with the shell and with whoever else has the terminal: so the file is
+// opened anew. Where that is not possible (a socket, a file of another user), the shared one is
+// made non-blocking for as long as this lives.
 class PrivateFd {
  public:
   [[nodiscard]] static Result<PrivateFd> Open(int fd, int access) {
@@ -110,7 +111,8 @@ class StdioBackend final : public StreamBackend {
     const EscapeFilter::Command command = escape_.Filter(bytes, typed_);
     if (!typed_.empty()) Deliver(typed_);
     if (command == EscapeFilter::Command::kHelp) {
-      fmt::print(stderr, "\r\nCtrl-A x: leave   Ctrl-A Ctrl-A: send Ctrl-A   Ctrl-A h: this help\r\n");
+      fmt::print(stderr,
+                 "\r\nCtrl-A x: leave   Ctrl-A Ctrl-A: send Ctrl-A   Ctrl-A h: this help\r\n");
     }
     if (command == EscapeFilter::Command::kQuit && quit_) quit_();
   }
@@ -119,7 +121,8 @@ class StdioBackend final : public StreamBackend {
 
   [[nodiscard]] bool InputPaused() override {
     if (!interactive_ || Terminal::InForeground(input_.get())) return false;
-    // SIGCONT tells of most returns to the foreground; a shell that only hands over the terminal sends nothing.
+    // SIGCONT tells of most returns to the foreground; a shell that only hands over the terminal
+    // sends nothing.
     loop().Cancel(background_timer_);
     background_timer_ = loop().After(kBackgroundPollMs, [this] { UpdateWatches(); });
     return true;

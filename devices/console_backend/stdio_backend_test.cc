@@ -1,4 +1,5 @@
-// The console on standard input and output, run in child processes that have a pty for a terminal, as under a shell.
+// The console on standard input and output, run in child processes that have a pty for a terminal,
+// as under a shell.
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -58,9 +59,20 @@ enum class Ending { kRunToQuit, kPlainExit, kAbort, kFault };
 int MonitorMain(Ending ending) {
   auto loop = EventLoop::Create().value();
   bool quit = false;
-  auto backend = CreateBackend({.kind = BackendOptions::Kind::kStdio, .path = {}, .append = false, .quit = [&] { quit = true; }, .announce = {}}, *loop);
+  auto backend = CreateBackend({.kind = BackendOptions::Kind::kStdio,
+                                .path = {},
+                                .append = false,
+                                .quit = [&] { quit = true; },
+                                .announce = {}},
+                               *loop);
   if (!backend) return 90;
-  if (CreateBackend({.kind = BackendOptions::Kind::kStdio, .path = {}, .append = false, .quit = {}, .announce = {}}, *loop)) return 91;
+  if (CreateBackend({.kind = BackendOptions::Kind::kStdio,
+                     .path = {},
+                     .append = false,
+                     .quit = {},
+                     .announce = {}},
+                    *loop))
+    return 91;
   Client client;
   client.backend = backend->get();
   (*backend)->Attach(client);
@@ -146,7 +158,8 @@ class Pty {
   std::string screen_;
 };
 
-// Session leader on the pty: what login and a shell do. Only async-signal-safe calls and our own code follow a fork here.
+// Session leader on the pty: what login and a shell do. Only async-signal-safe calls and our own
+// code follow a fork here.
 pid_t StartSession(const Pty& pty, const std::function<int()>& body) {
   const pid_t pid = fork();
   REQUIRE(pid >= 0);
@@ -197,10 +210,13 @@ TEST_CASE("stdio console: the terminal is restored however the process ends") {
     int kill_with;
     int ends_by;  // signal, or 0 for an exit
   };
-  for (const Row& row : {Row{"exit(3)", Ending::kPlainExit, 0, 0}, Row{"abort(3)", Ending::kAbort, 0, SIGABRT},
-                         Row{"fault", Ending::kFault, 0, SIGSEGV}, Row{"SIGTERM", Ending::kRunToQuit, SIGTERM, SIGTERM},
-                         Row{"SIGINT", Ending::kRunToQuit, SIGINT, SIGINT}, Row{"SIGQUIT", Ending::kRunToQuit, SIGQUIT, SIGQUIT},
-                         Row{"SIGHUP", Ending::kRunToQuit, SIGHUP, SIGHUP}}) {
+  for (const Row& row :
+       {Row{"exit(3)", Ending::kPlainExit, 0, 0}, Row{"abort(3)", Ending::kAbort, 0, SIGABRT},
+        Row{"fault", Ending::kFault, 0, SIGSEGV},
+        Row{"SIGTERM", Ending::kRunToQuit, SIGTERM, SIGTERM},
+        Row{"SIGINT", Ending::kRunToQuit, SIGINT, SIGINT},
+        Row{"SIGQUIT", Ending::kRunToQuit, SIGQUIT, SIGQUIT},
+        Row{"SIGHUP", Ending::kRunToQuit, SIGHUP, SIGHUP}}) {
     CAPTURE(row.name);
     Pty pty;
     const Row copy = row;
@@ -221,7 +237,8 @@ TEST_CASE("stdio console: the terminal is restored however the process ends") {
   }
 }
 
-// A shell with job control around the monitor: reports by exit status which expectation failed first.
+// A shell with job control around the monitor: reports by exit status which expectation failed
+// first.
 int ShellMain(const std::function<int(pid_t monitor)>& script) {
   signal(SIGTTOU, SIG_IGN);  // tcsetpgrp by a background process, as shells do
   const pid_t monitor = fork();
@@ -272,11 +289,14 @@ TEST_CASE("stdio console: stopping gives the terminal back, continuing takes it 
   CHECK(pty.Restored());
 }
 
-TEST_CASE("stdio console: in the background it neither stops nor spins, and reads again in the foreground") {
+TEST_CASE(
+    "stdio console: in the background it neither stops nor spins, and reads again in the "
+    "foreground") {
   Pty pty;
   const pid_t shell = StartSession(pty, [] {
     return ShellMain([](pid_t monitor) {
-      // In the background from the start; the guest writes ("ready"), which with TOSTOP would stop it.
+      // In the background from the start; the guest writes ("ready"), which with TOSTOP would stop
+      // it.
       termios mode{};
       tcgetattr(0, &mode);
       mode.c_lflag |= TOSTOP;
@@ -311,7 +331,8 @@ TEST_CASE("stdio console: without a terminal there is no escape, and the end of 
     const char* name;
     const char* path;  // nullptr: a pipe
   };
-  for (const Row& row : {Row{"/dev/null", "/dev/null"}, Row{"pipe", nullptr}, Row{"file", "/etc/hostname"}, Row{"closed", ""}}) {
+  for (const Row& row : {Row{"/dev/null", "/dev/null"}, Row{"pipe", nullptr},
+                         Row{"file", "/etc/hostname"}, Row{"closed", ""}}) {
     CAPTURE(row.name);
     std::array<int, 2> in{-1, -1};
     std::array<int, 2> out{-1, -1};
@@ -331,9 +352,15 @@ TEST_CASE("stdio console: without a terminal there is no escape, and the end of 
       close(in[1]);
       RunAsChild([] {
         // As main() of the monitor does: descriptor 0 must not become something of ours.
-        if (fcntl(0, F_GETFD) < 0 && open("/dev/null", O_RDONLY) != 0) return 80;  // NOLINT: for descriptor 0 itself
+        if (fcntl(0, F_GETFD) < 0 && open("/dev/null", O_RDONLY) != 0)
+          return 80;  // NOLINT: for descriptor 0 itself
         auto loop = EventLoop::Create().value();
-        auto backend = CreateBackend({.kind = BackendOptions::Kind::kStdio, .path = {}, .append = false, .quit = [] { _exit(81); }, .announce = {}}, *loop);
+        auto backend = CreateBackend({.kind = BackendOptions::Kind::kStdio,
+                                      .path = {},
+                                      .append = false,
+                                      .quit = [] { _exit(81); },
+                                      .announce = {}},
+                                     *loop);
         if (!backend) return 82;
         Client client;
         client.backend = backend->get();
@@ -346,7 +373,8 @@ TEST_CASE("stdio console: without a terminal there is no escape, and the end of 
           loop->RunOnce(50);
           ++rounds;
           clock_gettime(CLOCK_MONOTONIC, &now);
-        } while ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 < 500);
+        } while ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 <
+                 500);
         return rounds < 30 ? 7 : 83;
       });
     }
@@ -359,7 +387,8 @@ TEST_CASE("stdio console: without a terminal there is no escape, and the end of 
     std::array<char, 64> bytes{};
     const ssize_t n = read(out[0], bytes.data(), bytes.size());
     close(out[0]);
-    if (row.path == nullptr) CHECK(std::string(bytes.data(), static_cast<std::size_t>(n)) == "[\x01xy]");
+    if (row.path == nullptr)
+      CHECK(std::string(bytes.data(), static_cast<std::size_t>(n)) == "[\x01xy]");
     CHECK((fcntl(1, F_GETFL) & O_NONBLOCK) == 0);
   }
 }

@@ -23,7 +23,8 @@ std::size_t Total(std::span<const iovec> parts) {
   return total;
 }
 
-// While it lives, a write to a pipe without a reader fails with EPIPE and leaves no SIGPIPE behind in this thread.
+// While it lives, a write to a pipe without a reader fails with EPIPE and leaves no SIGPIPE behind
+// in this thread.
 class PipeSignalBlock {
  public:
   PipeSignalBlock() {
@@ -80,7 +81,8 @@ void StreamBackend::Attach(ConsoleClient& client) {
 void StreamBackend::SetWatch(Watched& watched, int fd, std::uint32_t events) {
   if (fd < 0) events = 0;
   if (watched.fd >= 0 && (watched.fd != fd || events == 0)) {
-    // Unwatched, not watched for nothing: a hang-up is reported whatever was asked for, and would be reported without end.
+    // Unwatched, not watched for nothing: a hang-up is reported whatever was asked for, and would
+    // be reported without end.
     loop_.Unwatch(watched.fd);
     watched = Watched{};
   }
@@ -108,7 +110,8 @@ void StreamBackend::UpdateWatches() {
   if (want_input && !input_pollable_) ScheduleInput();
   const Watched& output = input_fd_ == output_fd_ ? input_watch_ : output_watch_;
   if (out != 0 && (output.events & EPOLLOUT) == 0) {
-    // A short write to what cannot be waited for (a file on a disk that is getting full): try again at once.
+    // A short write to what cannot be waited for (a file on a disk that is getting full): try again
+    // at once.
     output_blocked_ = false;
     ScheduleWritable();
   }
@@ -210,7 +213,8 @@ std::size_t StreamBackend::Read(std::span<std::byte> to) {
   return n;
 }
 
-// A peer that left must not end the process by SIGPIPE, and whether that is ignored is not for a library to decide.
+// A peer that left must not end the process by SIGPIPE, and whether that is ignored is not for a
+// library to decide.
 long StreamBackend::WriteSome(std::span<const iovec> from) {
   // writev takes at most IOV_MAX parts; what is beyond makes a short write.
   const std::size_t count = std::min<std::size_t>(from.size(), 1024);

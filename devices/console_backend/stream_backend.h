@@ -1,9 +1,10 @@
 #pragma once
 
-// StreamBackend: what the back ends with descriptors have alike: the input buffer, reading no more than fits it, writing without
-// blocking, and waiting for a slow peer. Internal to this package.
+// StreamBackend: what the back ends with descriptors have alike: the input buffer, reading no more
+// than fits it, writing without blocking, and waiting for a slow peer. Internal to this package.
 //
-// A derived class says which descriptors to use (SetInput, SetOutput) and what to do when one of them is at its end.
+// A derived class says which descriptors to use (SetInput, SetOutput) and what to do when one of
+// them is at its end.
 
 #include "devices/console_backend/backend.h"
 #include "src/base/byte_ring.h"
@@ -24,8 +25,9 @@ class StreamBackend : public ConsoleBackend, protected EventHandler {
   void ReportCounters(CounterSink& sink) const final;
 
  protected:
-  // The descriptors stay the derived class's; -1 means none: no input, and output is dropped (or kept, see replay_). Both may be the
-  // same. Descriptors epoll cannot watch (regular files, /dev/null) are always ready.
+  // The descriptors stay the derived class's; -1 means none: no input, and output is dropped (or
+  // kept, see replay_). Both may be the same. Descriptors epoll cannot watch (regular files,
+  // /dev/null) are always ready.
   void SetInput(int fd);
   void SetOutput(int fd);
   [[nodiscard]] int input_fd() const { return input_fd_; }
@@ -38,7 +40,8 @@ class StreamBackend : public ConsoleBackend, protected EventHandler {
   virtual void OnBytes(std::span<const std::byte> bytes) { Deliver(bytes); }
   // Events of descriptors other than the two.
   virtual void OnOtherEvent(int fd, std::uint32_t events) { (void)fd, (void)events; }
-  // Whether input goes on being read, and dropped, when the buffer is full: so that an escape sequence is always seen.
+  // Whether input goes on being read, and dropped, when the buffer is full: so that an escape
+  // sequence is always seen.
   [[nodiscard]] virtual bool ReadsWhenFull() const { return false; }
   // Whether reading must wait (a terminal in the background).
   [[nodiscard]] virtual bool InputPaused() { return false; }
@@ -76,7 +79,7 @@ class StreamBackend : public ConsoleBackend, protected EventHandler {
   int input_fd_ = -1;
   int output_fd_ = -1;
   Watched input_watch_;
-  Watched output_watch_;  // unused while both descriptors are the same
+  Watched output_watch_;                // unused while both descriptors are the same
   EventLoop::TimerId input_timer_ = 0;  // 0 is no timer's
   EventLoop::TimerId writable_timer_ = 0;
   OutputKind output_kind_ = OutputKind::kOther;

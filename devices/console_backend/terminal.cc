@@ -37,7 +37,8 @@ constexpr std::array<Handled, 15> kSignals{{{SIGHUP, Role::kTerminate},
                                             {SIGTTIN, Role::kIgnore},
                                             {SIGTTOU, Role::kIgnore}}};
 
-// What the handlers need. Written while no handler of ours is installed; the atomics alone change afterwards.
+// What the handlers need. Written while no handler of ours is installed; the atomics alone change
+// afterwards.
 struct State {
   int fd = -1;
   int event = -1;
@@ -49,10 +50,12 @@ struct State {
   std::atomic<bool> armed{false};  // the terminal is to be given back
 };
 
-// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): signal handlers have no other way to their data.
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): signal handlers have no other
+// way to their data.
 State state;
 
-// tcsetattr from a background process stops it by SIGTTOU unless that is blocked. Async-signal-safe.
+// tcsetattr from a background process stops it by SIGTTOU unless that is blocked.
+// Async-signal-safe.
 void Apply(const termios& mode) {
   sigset_t block;
   sigset_t before;
@@ -72,7 +75,9 @@ void GiveBack() {
   }
 }
 
-void OnExit() { GiveBack(); }
+void OnExit() {
+  GiveBack();
+}
 
 void Notify() {
   const std::uint64_t one = 1;
@@ -141,7 +146,8 @@ void InstallAll() {
     struct sigaction& previous = state.previous[i];
     sigaction(kSignals[i].signal, nullptr, &previous);
     const bool is_default = (previous.sa_flags & SA_SIGINFO) == 0 && previous.sa_handler == SIG_DFL;
-    // Who handles a signal already ends the process, if at all, by a way that restores the terminal.
+    // Who handles a signal already ends the process, if at all, by a way that restores the
+    // terminal.
     state.installed[i] = is_default || kSignals[i].role == Role::kCrash;
     if (state.installed[i]) Install(i);
   }
@@ -181,7 +187,8 @@ Result<std::unique_ptr<Terminal>> Terminal::Create(int fd) {
     (void)registered;  // without it a plain exit(3) leaves raw mode on; the other ways stay
     state.raw = state.original;
     cfmakeraw(&state.raw);
-    // Lines of our own log keep their carriage return; the guest's, which have one, do not mind a second.
+    // Lines of our own log keep their carriage return; the guest's, which have one, do not mind a
+    // second.
     state.raw.c_oflag = state.original.c_oflag;
   }
   InstallAll();

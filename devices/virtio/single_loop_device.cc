@@ -79,6 +79,11 @@ void SingleLoopDevice::OnEvent(int fd, std::uint32_t /*events*/) {
 
 void SingleLoopDevice::Pump(std::uint16_t index) {
   if (broken_ || !queue_enabled(index)) return;
+  PopAll(index);
+  if (!broken_) OnPumped(index);
+}
+
+void SingleLoopDevice::PopAll(std::uint16_t index) {
   ActiveQueue& active = *resources_.queues[index];
   // A driver that refills the ring as fast as it is emptied must not keep the loop from its other
   // work: after one ring's worth the rest waits for its turn.

@@ -46,6 +46,10 @@ class SingleLoopDevice : public Device, private EventHandler {
   virtual void OnDeactivate() {}
   virtual void OnQueueReset(std::uint16_t queue) { (void)queue; }
 
+  // At the end of every Pump: where answers on another queue are sent for a whole batch of
+  // requests.
+  virtual void OnPumped(std::uint16_t queue) { (void)queue; }
+
   // Pops until the ring is empty or WantsChain is false, then notifies and re-arms kicks.
   void Pump(std::uint16_t queue);
   void Notify(std::uint16_t queue);
@@ -63,6 +67,7 @@ class SingleLoopDevice : public Device, private EventHandler {
  private:
   void OnEvent(int fd, std::uint32_t events) override;
   void Start(ActiveQueue& queue);
+  void PopAll(std::uint16_t index);
   EventLoop& loop_;
   std::string_view name_;
   Resources resources_;

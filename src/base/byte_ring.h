@@ -1,13 +1,15 @@
 #pragma once
 
-// ByteRing: a bounded first-in, first-out buffer of bytes, with in-place access for readv(2) and writev(2).
+// ByteRing: a bounded first-in, first-out buffer of bytes, with in-place access for readv(2) and
+// writev(2).
 //
 //   ByteRing ring(4096);
 //   auto room = ring.Room();                       // at most two iovecs
 //   ring.Commit(readv(fd, room.data(), 2));
 //   std::size_t n = ring.Read(destination);
 //
-// The storage is allocated by the first byte and given back by Release, so that an idle ring costs nothing. Threads: one owner.
+// The storage is allocated by the first byte and given back by Release, so that an idle ring costs
+// nothing. Threads: one owner.
 
 #include <sys/uio.h>
 
@@ -30,17 +32,18 @@ class ByteRing {
 
   // Appends as much as fits and says how much that was.
   std::size_t Write(std::span<const std::byte> from);
-  // Appends all of `from` that a ring of this capacity can hold, dropping the oldest bytes; says how many bytes were dropped, of the
-  // ring and of the start of `from` together.
+  // Appends all of `from` that a ring of this capacity can hold, dropping the oldest bytes; says
+  // how many bytes were dropped, of the ring and of the start of `from` together.
   std::size_t WriteDroppingOldest(std::span<const std::byte> from);
   // Takes up to to.size() bytes and says how many.
   std::size_t Read(std::span<std::byte> to);
 
-  // The bytes inside, oldest first; entries of length 0 come last. Valid until the next change. Consume removes from the front, at
-  // most size() bytes.
+  // The bytes inside, oldest first; entries of length 0 come last. Valid until the next change.
+  // Consume removes from the front, at most size() bytes.
   [[nodiscard]] std::array<iovec, 2> Contents() const;
   void Consume(std::size_t bytes);
-  // The free space in the order it will be read back. Commit makes its first bytes part of the contents, at most room() of them.
+  // The free space in the order it will be read back. Commit makes its first bytes part of the
+  // contents, at most room() of them.
   [[nodiscard]] std::array<iovec, 2> Room();
   void Commit(std::size_t bytes);
 

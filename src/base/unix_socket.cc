@@ -43,20 +43,21 @@ Outcome<UnixListener> UnixListener::Create(const std::string& path, std::string_
   const std::string name = fmt::format("{} '{}'", what, Escaped(path));
   const Result<sockaddr_un> address = Address(path);
   if (!address) {
-    return ConfigFailure(
-        fmt::format("{}: a socket's path has 1 to {} bytes, this one has {}", name, kMaxUnixPath,
-                    path.size()),
-        "choose a shorter path");
+    return ConfigFailure(fmt::format("{}: a socket's path has 1 to {} bytes, this one has {}", name,
+                                     kMaxUnixPath, path.size()),
+                         "choose a shorter path");
   }
   UnixListener listener;
   listener.fd_ = Fd(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!listener.fd_.valid()) return HostFailure(name, SysError("socket").value());
   const int fd = listener.fd_.get();
-  // The name is created by bind with the mode of the socket's inode: no moment in which others may connect.
+  // The name is created by bind with the mode of the socket's inode: no moment in which others may
+  // connect.
   if (fchmod(fd, S_IRUSR | S_IWUSR) != 0) return HostFailure(name, SysError("fchmod").value());
   if (bind(fd, Generic(*address), sizeof(*address)) != 0) {
     if (errno != EADDRINUSE) {
-      return HostFailure(name, SysError("bind").value(), "check that the directory exists and is writable");
+      return HostFailure(name, SysError("bind").value(),
+                         "check that the directory exists and is writable");
     }
     struct stat found {};
     if (lstat(path.c_str(), &found) == 0 && !S_ISSOCK(found.st_mode)) {

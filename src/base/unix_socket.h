@@ -1,12 +1,14 @@
 #pragma once
 
-// UnixListener: a listening AF_UNIX stream socket with a name in the file system, which it removes again; and the connecting side.
+// UnixListener: a listening AF_UNIX stream socket with a name in the file system, which it removes
+// again; and the connecting side.
 //
-//   auto listener = UnixListener::Create(path, "vsock socket");   // Outcome: the cause names the path
-//   Fd peer(accept4(listener->fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+//   auto listener = UnixListener::Create(path, "vsock socket");   // a failure names the path
+//   Result<Fd> peer = listener->Accept();
 //
-// A socket left behind by a process that is gone is replaced; one that answers, or a file that is no socket, is not touched. The
-// destructor removes the name only while it is still this socket's. Threads: one owner.
+// A socket left behind by a process that is gone is replaced; one that answers, or a file that is
+// no socket, is not touched. The destructor removes the name only while it is still this socket's.
+// Threads: one owner.
 
 #include <sys/types.h>
 
@@ -24,7 +26,8 @@ constexpr std::size_t kMaxUnixPath = 107;
 class UnixListener {
  public:
   UnixListener() = default;
-  // `what`: for the words of a Failure. The descriptor is non-blocking; the socket is accessible to its user alone (mode 0600).
+  // `what`: for the words of a Failure. The descriptor is non-blocking; the socket is accessible to
+  // its user alone (mode 0600).
   [[nodiscard]] static Outcome<UnixListener> Create(const std::string& path, std::string_view what);
   UnixListener(UnixListener&& other) noexcept;
   UnixListener& operator=(UnixListener&& other) noexcept;
@@ -45,7 +48,8 @@ class UnixListener {
   ino_t inode_ = 0;
 };
 
-// A connected non-blocking stream socket. An AF_UNIX connect is done at once or fails: EAGAIN when the backlog is full.
+// A connected non-blocking stream socket. An AF_UNIX connect is done at once or fails: EAGAIN when
+// the backlog is full.
 [[nodiscard]] Result<Fd> ConnectUnix(std::string_view path);
 
 }  // namespace postern

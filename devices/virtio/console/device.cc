@@ -20,7 +20,8 @@ struct ConsoleConfig {
 static_assert(sizeof(ConsoleConfig) == 12);
 
 constexpr std::size_t kChunk = 4096;
-// A guest may describe 4 GiB of output in one chain: after this much the loop's other work has its turn.
+// A guest may describe 4 GiB of output in one chain: after this much the loop's other work has its
+// turn.
 constexpr std::uint64_t kBytesPerTurn = 65536;
 
 }  // namespace
@@ -48,7 +49,9 @@ Console::~Console() {
   });
 }
 
-std::uint32_t Console::config_size() const { return sizeof(ConsoleConfig); }
+std::uint32_t Console::config_size() const {
+  return sizeof(ConsoleConfig);
+}
 
 void Console::ReadConfig(std::uint64_t offset, std::span<std::byte> data) {
   ConsoleConfig config{};
@@ -60,7 +63,8 @@ void Console::ReadConfig(std::uint64_t offset, std::span<std::byte> data) {
   config.max_nr_ports = 1;
   std::fill(data.begin(), data.end(), std::byte{0});
   if (offset >= sizeof(config)) return;
-  const std::size_t bytes = std::min(data.size(), sizeof(config) - static_cast<std::size_t>(offset));
+  const std::size_t bytes =
+      std::min(data.size(), sizeof(config) - static_cast<std::size_t>(offset));
   std::memcpy(data.data(), reinterpret_cast<const std::byte*>(&config) + offset, bytes);
 }
 
@@ -158,7 +162,9 @@ void Console::OnInput() {
   if (active()) Pump(kReceiveQueue);
 }
 
-void Console::OnWritable() { Continue(); }
+void Console::OnWritable() {
+  Continue();
+}
 
 void Console::OnResize(console::WindowSize size) {
   {

@@ -2,11 +2,13 @@
 
 // Console: virtio-console (VIRTIO 1.2, 5.3): one port, hvc0 in Linux, over a console back end.
 //
-//   auto console = Console::Create({.backend = {.kind = BackendOptions::Kind::kStdio, .quit = ...}}, loop);
+//   auto console = Console::Create({.backend = {.kind = BackendOptions::Kind::kStdio, .quit =
+//   ...}}, loop);
 //
-// Offers SIZE and nothing else (no MULTIPORT, no EMERG_WRITE). Output of the guest waits in its own buffers while the host side is
-// slow; input waits in the back end while the guest gives no buffers. Ownership: owns the back end. Threads: the loop's; Save and
-// Restore too; the configuration space from any.
+// Offers SIZE and nothing else (no MULTIPORT, no EMERG_WRITE). Output of the guest waits in its own
+// buffers while the host side is slow; input waits in the back end while the guest gives no
+// buffers. Ownership: owns the back end. Threads: the loop's; Save and Restore too; the
+// configuration space from any.
 
 #include <array>
 #include <cstddef>
@@ -61,7 +63,8 @@ class Console final : public SingleLoopDevice, private console::ConsoleClient {
   void WriteConfig(std::uint64_t /*offset*/, std::span<const std::byte> /*data*/) override {}
   void ReportCounters(CounterSink& sink) const override;
 
-  // Before a Save: completes the chain that waits for the back end, its rest becoming part of the state.
+  // Before a Save: completes the chain that waits for the back end, its rest becoming part of the
+  // state.
   void Quiesce();
   [[nodiscard]] ConsoleState Save() const;
   // Only while idle (kBadState). The window size is then the back end's again if it knows one.
@@ -79,7 +82,8 @@ class Console final : public SingleLoopDevice, private console::ConsoleClient {
   void OnWritable() override;
   void OnResize(console::WindowSize size) override;
   void Receive(Chain chain);
-  // Gives the back end what it takes of carry_ and of the pending chain, which is completed when all is given.
+  // Gives the back end what it takes of carry_ and of the pending chain, which is completed when
+  // all is given.
   void Transmit();
   [[nodiscard]] bool TransmitCarried();
   void Continue();

@@ -1,9 +1,11 @@
-// Both queues of a console under a hostile driver, with a back end that is fast, slow and talkative as the input says.
+// Both queues of a console under a hostile driver, with a back end that is fast, slow and talkative
+// as the input says.
+#include "devices/virtio/console/device.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 
-#include "devices/virtio/console/device.h"
 #include "tests/support/device_rig.h"
 #include "tests/support/hostile_driver.h"
 

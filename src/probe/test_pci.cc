@@ -279,8 +279,7 @@ struct MsixTest {
     const uint32_t other_before = InterruptCount(other);
     msix.Set(entry, other);
     if (!Submit()) return false;
-    const bool arrived =
-        WaitFor(1'000'000, [&] { return InterruptCount(other) != other_before; });
+    const bool arrived = WaitFor(1'000'000, [&] { return InterruptCount(other) != other_before; });
     if (!arrived || InterruptCount(vector) != before)
       return row.Fail("a rewritten entry is not used");
     msix.Set(entry, vector);

@@ -3,8 +3,9 @@
 // binaries. doctest's own JUnit reporter would take the place of the console output and knows no
 // skipped cases.
 #define DOCTEST_CONFIG_IMPLEMENT
-#include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <iostream>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,7 @@ std::string EscapeXml(const std::string& text) {
 class JunitFile : public doctest::IReporter {
  public:
   explicit JunitFile(const doctest::ContextOptions& /*options*/) {
+    // NOLINTNEXTLINE(concurrency-mt-unsafe): before any test runs
     const char* path = std::getenv("XML_OUTPUT_FILE");
     if (path != nullptr) path_ = path;
   }
@@ -106,32 +108,28 @@ class JunitFile : public doctest::IReporter {
     if (first_failure_.empty()) first_failure_ = text;
   }
 
-  void WriteAll() {
+  void WriteAll() const {
     if (path_.empty()) return;
-    std::FILE* file = std::fopen(path_.c_str(), "we");
-    if (file == nullptr) return;
     std::size_t failures = 0;
     std::size_t skipped = 0;
+    std::string cases;
     for (const CaseResult& result : results_) {
       failures += result.failed ? 1U : 0U;
       skipped += result.skip_reason.empty() ? 0U : 1U;
-    }
-    std::fprintf(file, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n");
-    std::fprintf(file,
-                 "<testsuite name=\"doctest\" tests=\"%zu\" failures=\"%zu\" skipped=\"%zu\">\n",
-                 results_.size(), failures, skipped);
-    for (const CaseResult& result : results_) {
-      std::fprintf(file, "<testcase name=\"%s\" time=\"%.6f\">", EscapeXml(result.name).c_str(),
-                   result.seconds);
+      cases += "<testcase name=\"" + EscapeXml(result.name) + "\" time=\"" +
+               std::to_string(result.seconds) + "\">";
       if (result.failed) {
-        std::fprintf(file, "<failure message=\"%s\"/>", EscapeXml(result.failure).c_str());
+        cases += "<failure message=\"" + EscapeXml(result.failure) + "\"/>";
       } else if (!result.skip_reason.empty()) {
-        std::fprintf(file, "<skipped message=\"%s\"/>", EscapeXml(result.skip_reason).c_str());
+        cases += "<skipped message=\"" + EscapeXml(result.skip_reason) + "\"/>";
       }
-      std::fprintf(file, "</testcase>\n");
+      cases += "</testcase>\n";
     }
-    std::fprintf(file, "</testsuite>\n</testsuites>\n");
-    (void)std::fclose(file);
+    std::ofstream(path_, std::ios::trunc)
+        << "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n"
+        << "<testsuite name=\"doctest\" tests=\"" << results_.size() << "\" failures=\"" << failures
+        << "\" skipped=\"" << skipped << "\">\n"
+        << cases << "</testsuite>\n</testsuites>\n";
   }
 
   std::string path_;
@@ -147,8 +145,7 @@ namespace postern::testing {
 
 void MarkSkipped(const char* reason) {
   SkipReason() = reason;
-  std::printf("SKIPPED: %s\n", reason);
-  (void)std::fflush(stdout);
+  std::cout << "SKIPPED: " << reason << std::endl;
 }
 
 }  // namespace postern::testing

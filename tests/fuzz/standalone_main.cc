@@ -5,14 +5,13 @@
 //
 // There is no coverage feedback: it proves that the target lives through the corpus and a wide
 // sample, not that it is free of bugs. That is what the clang configuration is for.
-#include <cinttypes>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <iterator>
 #include <memory>
 #include <string>
@@ -43,9 +42,6 @@ class Random {
  private:
   std::uint64_t state_;
 };
-
-// The run before a crash must be reproducible: the message names it.
-std::uint64_t g_run = 0;
 
 void RunOne(const Input& input) {
   // An exact-size heap copy, so that a read past the end is one a sanitizer or a guard sees.
@@ -100,6 +96,11 @@ Input Mutate(const Input& base, Random& random, std::size_t max_len) {
   return input;
 }
 
+[[noreturn]] void Fail(const std::string& what) {
+  std::cerr << "fuzz: " << what << '\n';
+  std::_Exit(2);
+}
+
 void ReadCorpus(const std::string& path, std::vector<Input>& corpus) {
   std::error_code error;
   if (std::filesystem::is_directory(path, error)) {
@@ -110,8 +111,7 @@ void ReadCorpus(const std::string& path, std::vector<Input>& corpus) {
   }
   std::ifstream file(path, std::ios::binary);
   if (!file) {
-    std::fprintf(stderr, "fuzz: cannot read %s\n", path.c_str());
-    std::exit(2);
+    Fail("cannot read " + path);
   }
   corpus.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
 }
@@ -121,8 +121,7 @@ std::uint64_t ParseNumber(std::string_view text) {
   const std::string copy(text);
   const std::uint64_t value = std::strtoull(copy.c_str(), &end, 10);
   if (copy.empty() || *end != '\0') {
-    std::fprintf(stderr, "fuzz: '%s' is not a number\n", copy.c_str());
-    std::exit(2);
+    Fail("'" + copy + "' is not a number");
   }
   return value;
 }
@@ -147,17 +146,16 @@ int main(int argc, char** argv) {
       ReadCorpus(argv[i], corpus);
     }
   }
-  (void)std::atexit([] { std::printf("fuzz: %" PRIu64 " runs\n", g_run); });
   for (const Input& input : corpus) {
-    ++g_run;
     RunOne(input);
   }
   Random random(seed);
   for (std::uint64_t i = 0; i < runs; ++i) {
-    ++g_run;
     const bool mutate = !corpus.empty() && random.Below(2) == 0;
     RunOne(mutate ? Mutate(corpus[random.Below(corpus.size())], random, max_len)
                   : RandomInput(random, max_len));
   }
+  std::cout << "fuzz: " << corpus.size() << " corpus files and " << runs << " inputs of seed "
+            << seed << '\n';
   return 0;
 }

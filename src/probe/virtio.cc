@@ -291,6 +291,10 @@ uint32_t VirtioDevice::Interrupts(const Queue& queue) {
   return InterruptCount(transport_.QueueVector(queue.index())) - base_counts_[queue.index()];
 }
 
+bool VirtioDevice::InterruptsExceed(const Queue& queue, uint32_t before) {
+  return WaitFor(kInterruptMicros, [&] { return Interrupts(queue) > before; });
+}
+
 uint32_t VirtioDevice::TotalInterrupts() {
   uint32_t total = 0;
   for (uint16_t i = 0; i < queue_count_; ++i) {

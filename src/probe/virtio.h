@@ -36,6 +36,9 @@ inline constexpr uint64_t kFeatureRingReset = uint64_t{1} << 40;
 
 inline constexpr uint64_t kRequestMicros = 5'000'000;  // the time limit of any single request
 
+inline constexpr uint64_t kInterruptMicros =
+    2'000'000;  // how long one may come after what it tells
+
 // One device by one transport. Queue registers are banked by a selector: every call selects first.
 class Transport {
  public:
@@ -193,6 +196,9 @@ class VirtioDevice {
   Transport& transport() { return transport_; }
   // Interrupts that arrived for this queue since Begin.
   uint32_t Interrupts(const Queue& queue);
+  // Whether there were more than `before`, or come to be: the device completes a request first and
+  // interrupts then, and may be put to sleep in between.
+  bool InterruptsExceed(const Queue& queue, uint32_t before);
   uint32_t TotalInterrupts();
 
  private:

@@ -29,9 +29,9 @@ void SingleLoopDevice::Activate(Resources resources) {
 }
 
 void SingleLoopDevice::Start(ActiveQueue& queue) {
-  if (Result<void> watched = loop_.Watch(queue.kick->fd(), EPOLLIN, *this); !watched) {
-    return Broken(watched.error());
-  }
+  // Edge-triggered: each kick is one event, and the eventfd need not be read.
+  const Result<void> watched = loop_.Watch(queue.kick->fd(), EPOLLIN | EPOLLET, *this);
+  if (!watched) return Broken(watched.error());
   // A queue that was running before (a restore) may owe the driver an interrupt.
   if (queue.queue.state().next_used != 0) queue.queue.NotifyAlways();
   // What the driver published before this moment was kicked for at nobody.
@@ -71,7 +71,6 @@ void SingleLoopDevice::ReportCounters(CounterSink& sink) const {
 void SingleLoopDevice::OnEvent(int fd, std::uint32_t /*events*/) {
   for (const auto& queue : resources_.queues) {
     if (queue == nullptr || queue->kick->fd() != fd) continue;
-    queue->kick->Consume();
     kicks_.Add();
     return Pump(queue->index);
   }

@@ -36,7 +36,8 @@ BlkQueue::BlkQueue(Blk& blk, EventLoop& loop, std::unique_ptr<ActiveQueue> activ
       arena_(2 * kMaxIovecs) {}
 
 void BlkQueue::Start() {
-  Result<void> watched = loop_.Watch(active_->kick->fd(), EPOLLIN, *this);
+  // Edge-triggered: each kick is one event, and the eventfd need not be read.
+  Result<void> watched = loop_.Watch(active_->kick->fd(), EPOLLIN | EPOLLET, *this);
   if (watched && engine_->poll_fd() >= 0) {
     watched = loop_.Watch(engine_->poll_fd(), EPOLLIN, *this);
   }
@@ -59,7 +60,6 @@ std::unique_ptr<ActiveQueue> BlkQueue::Stop() {
 
 void BlkQueue::OnEvent(int fd, std::uint32_t /*events*/) {
   if (fd == active_->kick->fd()) {
-    active_->kick->Consume();
     blk_.counters_.kicks.Add();
     return Pump();
   }
@@ -350,8 +350,8 @@ void BlkQueue::Failed(std::uint32_t tag, int error) {
     if (slot.request.kind == BlkRequestKind::kDiscard)
       return Finish(tag, BlkStatus::kUnsupported, 0);
   }
-  GUEST_LOG("blk", "{}: request at sector {} failed: {}", blk_.options_.id, slot.request.sector,
-            strerror(error));
+  GUEST_LOG("blk", "{}: at sector {}: {}", blk_.options_.id, slot.request.sector,
+            Describe(SysError("disk I/O", error).value()));
   // The host may have written any part of the guest's buffer before it failed.
   if (slot.request.kind == BlkRequestKind::kRead) slot.chain->MarkWritableDirty();
   Finish(tag, BlkStatus::kIoErr, 0);

@@ -26,6 +26,11 @@ namespace {
 
 constexpr std::uint32_t kLargestBlock = 4096;
 
+const char* ErrorText(int error) {
+  const char* text = strerrordesc_np(error);  // unlike strerror, safe with threads
+  return text != nullptr ? text : "unknown error";
+}
+
 std::string NextStepFor(int error, bool readonly) {
   switch (error) {
     case ENOENT:
@@ -61,7 +66,7 @@ Outcome<Disk> Disk::Open(const std::string& path, bool readonly, bool direct) {
   struct stat info {};
   // Looked at before it is opened: opening a FIFO would wait for its other end.
   if (stat(path.c_str(), &info) != 0) {
-    return ConfigFailure(fmt::format("cannot open disk '{}': {}", path, strerror(errno)),
+    return ConfigFailure(fmt::format("cannot open disk '{}': {}", path, ErrorText(errno)),
                          NextStepFor(errno, readonly));
   }
   if (S_ISDIR(info.st_mode)) {
@@ -84,7 +89,7 @@ Outcome<Disk> Disk::Open(const std::string& path, bool readonly, bool direct) {
       return ConfigFailure(fmt::format("the file system of disk '{}' does not do direct I/O", path),
                            "leave out the option 'direct'");
     }
-    return ConfigFailure(fmt::format("cannot open disk '{}': {}", path, strerror(errno)),
+    return ConfigFailure(fmt::format("cannot open disk '{}': {}", path, ErrorText(errno)),
                          NextStepFor(errno, readonly));
   }
   if (Outcome<void> locked = disk.Lock(); !locked) return tl::unexpected(locked.error());
@@ -105,7 +110,7 @@ Outcome<void> Disk::Lock() {
         readonly_ ? "end the one that writes to it"
                   : "end the other one, or attach it readonly in both");
   }
-  LOG_WARN("blk", "disk '{}' cannot be locked against other users: {}", path_, strerror(errno));
+  LOG_WARN("blk", "disk '{}' cannot be locked against other users: {}", path_, ErrorText(errno));
   return {};
 }
 
@@ -122,7 +127,7 @@ Disk::~Disk() {
 Outcome<void> Disk::Measure() {
   struct stat info {};
   if (fstat(fd_.get(), &info) != 0) {
-    return HostFailure(fmt::format("cannot measure disk '{}': {}", path_, strerror(errno)));
+    return HostFailure(fmt::format("cannot measure disk '{}': {}", path_, ErrorText(errno)));
   }
   if (block_device_) {
     int logical = 0;

@@ -5,7 +5,6 @@
 #include <array>
 #include <bit>
 #include <cerrno>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -13,6 +12,7 @@
 
 #include "devices/virtio/blk/engine.h"
 #include "src/base/check.h"
+#include "src/base/failure.h"
 #include "src/base/log.h"
 
 namespace postern::virtio {
@@ -93,7 +93,8 @@ class UringEngine final : public BlkEngine {
       io_uring_cqe* entry = nullptr;
       const int result = in_flight_ > 0 ? io_uring_wait_cqe(&ring_, &entry) : 0;
       if (result < 0 && result != -EINTR && result != -EAGAIN) {
-        LOG_ERROR("blk", "io_uring_enter: {}; operations in flight are lost", strerror(-result));
+        LOG_ERROR("blk", "{}; operations in flight are lost",
+                  Describe(SysError("io_uring_enter", -result).value()));
         in_flight_ = 0;
         break;
       }
@@ -147,7 +148,8 @@ class UringEngine final : public BlkEngine {
   // closed on us): what it did not take, and all that follows, goes by plain system calls. The
   // kernel keeps what it took.
   void Die(int error, std::size_t submitted) {
-    LOG_WARN("blk", "io_uring_enter: {}; continuing without io_uring", strerror(error));
+    LOG_WARN("blk", "{}; continuing without io_uring",
+             Describe(SysError("io_uring_enter", error).value()));
     dead_ = true;
     for (std::size_t i = submitted; i < pending_.size(); ++i) fallback_->Submit(pending_[i]);
   }

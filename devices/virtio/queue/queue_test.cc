@@ -1114,10 +1114,12 @@ TEST_CASE(
       continue;
     }
     Chain chain = std::move(**next);
-    std::array<std::byte, 64> bytes;
+    // Any mixture of the two may have been read, but only what lay in RAM as a whole became a
+    // chain, and it stays what it was.
     Reader reader = chain.reader();
-    // Only what lay in RAM as a whole became a chain.
-    if (reader.remaining() != 64 || !reader.Copy(bytes) || chain.writable_size() != 8) ++wrong;
+    const std::uint64_t size = reader.remaining();
+    std::vector<std::byte> bytes(std::min<std::uint64_t>(size, 1 << 20));
+    if (size > 1 << 20 || !reader.Copy(bytes) || chain.writable_size() > 1 << 20) ++wrong;
     ++good;
     chain.Complete(0);
   }

@@ -145,13 +145,19 @@ Result<Bdf> PciRoot::Add(PciFunction& function, std::optional<std::uint8_t> slot
 }
 
 Result<void> PciRoot::Remove(PciFunction& function) {
-  const MutexLock lock(lock_);
-  const auto slot = std::ranges::find(slots_, &function);
-  if (slot == slots_.end() || &function == bridge_.get())
-    return Err(Errc::kNotFound, "PCI function");
-  *slot = nullptr;
-  const MutexLock function_lock(function.lock());
-  function.Detach();
+  {
+    const MutexLock lock(lock_);
+    const auto slot = std::ranges::find(slots_, &function);
+    if (slot == slots_.end() || &function == bridge_.get()) {
+      return Err(Errc::kNotFound, "PCI function");
+    }
+    *slot = nullptr;
+    const MutexLock function_lock(function.lock());
+    function.Detach();
+  }
+  // A vCPU may have found one of its ranges and still wait for its lock.
+  space_.memory().Drain();
+  if (space_.ports() != nullptr) space_.ports()->Drain();
   return {};
 }
 

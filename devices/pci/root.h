@@ -84,7 +84,8 @@ class PciRoot final : private bus::MmioHandler {
   // (slot 0 or above 31).
   [[nodiscard]] Result<Bdf> Add(PciFunction& function,
                                 std::optional<std::uint8_t> slot = std::nullopt);
-  // Unmaps the function's BARs; afterwards no access to it is in progress. kNotFound.
+  // Unmaps the function's BARs; afterwards no access to it is in progress: it may be destroyed.
+  // Waits for vCPUs inside their handlers, so not from one. kNotFound.
   Result<void> Remove(PciFunction& function);
 
   // Gives every memory BAR whose register is 0 a place in the windows, largest first, at least page

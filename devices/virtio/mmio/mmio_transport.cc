@@ -39,6 +39,7 @@ Result<void> MmioTransport::Init(Device& device, const memory::MemoryMap& memory
     return Err(Errc::kInvalidArgument, "virtio configuration size");
   transport_ = TRY(Transport::Create(device, memory, *this, kMaxQueues));
   bus::RegisterOwner& owner = *this;
+  bus_ = &bus;
   registers_.emplace(regs::kRegisters, owner, "virtio-mmio");
   line_ = TRY(platform.interrupts.NewLine(gsi_));
   registration_ = TRY(bus.Add(base_.value, kSize, *this, lock_, name_ + " virtio-mmio"));
@@ -57,9 +58,12 @@ Result<void> MmioTransport::Init(Device& device, const memory::MemoryMap& memory
 
 MmioTransport::~MmioTransport() {
   doorbells_.clear();
-  {
-    const MutexLock lock(lock_);
-    registration_.Reset();
+  if (registration_.active()) {
+    {
+      const MutexLock lock(lock_);
+      registration_.Reset();
+    }
+    bus_->Drain();  // a vCPU may have found the range and still wait for lock_
   }
   // Before the line that its interrupts go to.
   transport_.reset();

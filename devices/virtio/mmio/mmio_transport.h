@@ -8,7 +8,8 @@
 // Interrupts are pulses of one edge-triggered line; notifications are doorbells of QueueNotify,
 // one value per queue.
 //
-// Ownership: borrows all it is given; claims its range of the bus for its life. Threads: one
+// Ownership: borrows all it is given; claims its range of the bus for its life (its end waits for
+// vCPUs inside a handler). Threads: one
 // lock, held while a vCPU accesses it.
 
 #include <cstdint>
@@ -81,6 +82,7 @@ class MmioTransport final : private bus::MmioHandler,
   std::unique_ptr<bus::IrqLine> line_;
   std::unique_ptr<Transport> transport_;
   std::optional<bus::RegisterFile> registers_;
+  bus::Bus* bus_ = nullptr;
   bus::Registration registration_;
   std::vector<std::unique_ptr<bus::Doorbell>> doorbells_;
   std::uint64_t missing_doorbells_ = 0;

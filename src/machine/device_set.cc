@@ -8,6 +8,7 @@
 #include "devices/virtio/console/device.h"
 #include "devices/virtio/net/device.h"
 #include "devices/virtio/rng/rng.h"
+#include "devices/virtio/vsock/device.h"
 #include "src/arch/x86_64/layout.h"
 #include "src/machine/device_options.h"
 
@@ -96,6 +97,16 @@ Outcome<void> DeviceSet::AddAll() {
     std::string detail =
         net.tap.empty() ? fmt::format("TAP descriptor {}", net.fd) : "TAP " + net.tap;
     if (Outcome<void> r = Add(id, std::move(*device), std::move(detail)); !r) return r;
+  }
+  if (config_.vsock.has_value()) {
+    Outcome<std::unique_ptr<virtio::Vsock>> vsock = virtio::Vsock::Create(
+        {.guest_cid = config_.vsock->cid, .socket = config_.vsock->socket}, loop);
+    if (!vsock) return tl::unexpected(vsock.error());
+    if (Outcome<void> r = Add("vsock0", std::move(*vsock),
+                              fmt::format("CID {}, {}", config_.vsock->cid, config_.vsock->socket));
+        !r) {
+      return r;
+    }
   }
   if (config_.rng) {
     if (Outcome<void> r = Add("rng0", std::make_unique<virtio::Rng>(loop), {}); !r) return r;

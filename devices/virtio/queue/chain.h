@@ -17,7 +17,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <utility>
 
 #include "src/base/result.h"
 #include "src/memory/guest_memory.h"
@@ -31,6 +33,11 @@ using Segments = std::span<const memory::GuestView>;
 namespace internal {
 
 struct Ring;
+// A counted reference to a Ring.
+struct Unref {
+  void operator()(Ring* ring) const;
+};
+using RingRef = std::unique_ptr<Ring, Unref>;
 
 // A position in a run of segments; what Reader and Writer have in common.
 class Cursor {
@@ -62,7 +69,7 @@ class Reader : public internal::Cursor {
   // Copies the next sizeof(T) bytes; kGuestProtocol when fewer remain.
   template <memory::GuestPod T>
   [[nodiscard]] Result<T> Read() {
-    T value;
+    T value{};
     TRY(Copy(std::as_writable_bytes(std::span<T, 1>(&value, 1))));
     return value;
   }
@@ -135,9 +142,9 @@ class Chain {
 
  private:
   friend class Queue;
-  Chain(internal::Ring* ring, std::uint16_t head) : ring_(ring), head_(head) {}
+  Chain(internal::RingRef ring, std::uint16_t head) : ring_(std::move(ring)), head_(head) {}
   void Drop();
-  internal::Ring* ring_;  // counted; null once given back
+  internal::RingRef ring_;  // null once given back
   std::uint16_t head_;
 };
 

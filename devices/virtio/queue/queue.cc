@@ -40,14 +40,14 @@ struct Ring {
   };
 
   QueueState state;
-  std::uint32_t references = 1;
+  std::uint32_t references = 0;
   bool owned = true;  // false: its Queue is gone or was reset
   bool active = false;
   bool indirect = false;
   bool event_idx = false;
   bool broken = false;  // the driver broke a rule; only PutBack asks
   bool notify_always = false;
-  bool hold_used = false;  // completions wait for ShowUsed
+  bool hold_used = false;       // completions wait for ShowUsed
   std::uint16_t avail_idx = 0;  // the driver's, as last seen
   std::uint32_t in_flight = 0;
   std::uint32_t unnotified = 0;  // chains completed since NotifyIfNeeded last decided
@@ -61,8 +61,9 @@ struct Ring {
 
   explicit Ring(const QueueState& initial) : state(initial) {}
 
-  void Unref() {
-    if (--references == 0) delete this;
+  [[nodiscard]] RingRef Ref() {
+    ++references;
+    return RingRef(this);
   }
   void Release(Slot& slot) {
     slot.busy = false;
@@ -79,7 +80,15 @@ struct Ring {
   [[nodiscard]] bool DriverWantsInterrupt();
 };
 
+void Unref::operator()(Ring* ring) const {
+  if (--ring->references == 0) delete ring;
+}
+
 namespace {
+
+[[nodiscard]] RingRef MakeRing(const QueueState& initial) {
+  return (new Ring(initial))->Ref();
+}
 
 [[nodiscard]] bool IsPowerOfTwo(std::uint16_t n) {
   return std::has_single_bit(n);
@@ -201,13 +210,12 @@ using internal::Ring;
 
 // --- Chain ---
 
-Chain::Chain(Chain&& other) noexcept
-    : ring_(std::exchange(other.ring_, nullptr)), head_(other.head_) {}
+Chain::Chain(Chain&& other) noexcept = default;
 
 Chain& Chain::operator=(Chain&& other) noexcept {
   if (this != &other) {
     Drop();
-    ring_ = std::exchange(other.ring_, nullptr);
+    ring_ = std::move(other.ring_);
     head_ = other.head_;
   }
   return *this;
@@ -245,7 +253,7 @@ std::uint64_t Chain::writable_size() const {
 
 void Chain::Complete(std::uint32_t written) {
   if (ring_ == nullptr) return;
-  Ring* ring = std::exchange(ring_, nullptr);
+  const internal::RingRef ring = std::move(ring_);
   Ring::Slot& slot = ring->slots[head_];
   if (ring->owned) {
     const auto length =
@@ -259,7 +267,6 @@ void Chain::Complete(std::uint32_t written) {
     ring->PutUsed(head_, length);
   }
   ring->Release(slot);
-  ring->Unref();
 }
 
 void Chain::MarkWritableDirty() const {
@@ -283,9 +290,8 @@ void Chain::PutBack() {
 
 void Chain::Discard() {
   if (ring_ == nullptr) return;
-  Ring* ring = std::exchange(ring_, nullptr);
+  const internal::RingRef ring = std::move(ring_);
   ring->Release(ring->slots[head_]);
-  ring->Unref();
 }
 
 // --- Queue ---
@@ -297,7 +303,7 @@ Result<Queue> Queue::Create(std::uint16_t max_size) {
   QueueState state;
   state.max_size = max_size;
   state.size = max_size;
-  return Queue(new Ring(state));
+  return Queue(internal::MakeRing(state));
 }
 
 Result<Queue> Queue::FromState(const QueueState& state) {
@@ -323,7 +329,7 @@ Result<Queue> Queue::FromState(const QueueState& state) {
   return queue;
 }
 
-Queue::Queue(Queue&& other) noexcept : ring_(std::exchange(other.ring_, nullptr)) {}
+Queue::Queue(Queue&& other) noexcept = default;
 
 Queue& Queue::operator=(Queue&& other) noexcept {
   std::swap(ring_, other.ring_);
@@ -331,9 +337,7 @@ Queue& Queue::operator=(Queue&& other) noexcept {
 }
 
 Queue::~Queue() {
-  if (ring_ == nullptr) return;
-  ring_->owned = false;
-  ring_->Unref();
+  if (ring_ != nullptr) ring_->owned = false;
 }
 
 const QueueState& Queue::state() const {
@@ -376,9 +380,8 @@ void Queue::Reset() {
   QueueState state;
   state.max_size = ring_->state.max_size;
   state.size = state.max_size;
-  Ring* old = std::exchange(ring_, new Ring(state));
-  old->owned = false;
-  old->Unref();
+  ring_->owned = false;
+  ring_ = internal::MakeRing(state);
 }
 
 Result<void> Queue::Activate(memory::GuestMemoryPtr memory, bool indirect_desc,
@@ -454,8 +457,7 @@ Result<std::optional<Chain>> Queue::Pop() {
   slot.busy = true;
   slot.position = position;
   ++ring.in_flight;
-  ++ring.references;
-  return std::optional<Chain>(Chain(&ring, head));
+  return std::optional<Chain>(Chain(ring.Ref(), head));
 }
 
 bool Queue::HasWork() const {
@@ -489,7 +491,9 @@ void Queue::NotifyIfNeeded() {
   if (ring_->DriverWantsInterrupt() && ring_->interrupt) ring_->interrupt();
 }
 
-void Queue::HoldUsed() { ring_->hold_used = true; }
+void Queue::HoldUsed() {
+  ring_->hold_used = true;
+}
 
 void Queue::ShowUsed() {
   if (!std::exchange(ring_->hold_used, false) || !ring_->active) return;

@@ -109,8 +109,8 @@ class Queue {
   [[nodiscard]] std::uint64_t dropped() const;
 
  private:
-  explicit Queue(internal::Ring* ring) : ring_(ring) {}
-  internal::Ring* ring_;  // counted: shared with the chains in flight; null only when moved from
+  explicit Queue(internal::RingRef ring) : ring_(std::move(ring)) {}
+  internal::RingRef ring_;  // shared with the chains in flight; null only when moved from
 };
 
 }  // namespace postern::virtio

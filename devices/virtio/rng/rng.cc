@@ -12,7 +12,7 @@ void Rng::ReadConfig(std::uint64_t /*offset*/, std::span<std::byte> data) {
 
 void Rng::OnChain(std::uint16_t /*queue*/, Chain chain) {
   // 5.4.6.1: the driver must not give readable buffers; they are left unread.
-  std::array<std::byte, 4096> chunk;
+  std::array<std::byte, 4096> chunk{};
   Writer writer = chain.writer();
   const std::uint64_t wanted = std::min(writer.remaining(), kMaxBytesPerRequest);
   while (writer.written() < wanted) {

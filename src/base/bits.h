@@ -1,7 +1,7 @@
 #pragma once
 
-// Field, Bit and Bits: named bit fields of a register value. A Bits value is a snapshot: read the register, edit the copy, write it
-// back; it never points into MMIO or guest memory.
+// Field, Bit and Bits: named bit fields of a register value. A Bits value is a snapshot: read the
+// register, edit the copy, write it back; it never points into MMIO or guest memory.
 //
 //   struct GENCTRL : Bits<std::uint32_t> {
 //     using HaltIntEnable = Bit<1>;
@@ -45,7 +45,8 @@ struct Bits {
   constexpr void Set(typename F::Value value) {
     static_assert(F::kMask <= std::numeric_limits<U>::max());
     const std::uint64_t shifted = static_cast<std::uint64_t>(value) << F::kShift;
-    CHECK((shifted & ~F::kMask) == 0 && (shifted >> F::kShift) == static_cast<std::uint64_t>(value));
+    CHECK((shifted & ~F::kMask) == 0 &&
+          (shifted >> F::kShift) == static_cast<std::uint64_t>(value));
     raw = static_cast<U>((raw & ~F::kMask) | shifted);
   }
 };

@@ -1,11 +1,15 @@
 #pragma once
 
-// Counter: a monotonic event count; CounterSink: where an object reports its counters for the metrics file.
+// Counter: a monotonic event count; CounterSink: where an object reports its counters for the
+// metrics file.
 //
 //   struct BlkCounters { Counter reads, read_bytes, errors; };
-//   void Blk::ReportCounters(CounterSink& sink) const { sink.Add("reads", counters_.reads.Get()); ... }
+//   void Blk::ReportCounters(CounterSink& sink) const {
+//     sink.Add("reads", counters_.reads.Get());
+//   }
 //
-// Threads: Add and Get from any thread (relaxed); a reader may see the counters of one event at different times.
+// Threads: Add and Get from any thread (relaxed); a reader may see the counters of one event at
+// different times.
 
 #include <atomic>
 #include <cstdint>

@@ -1,7 +1,8 @@
 #pragma once
 
-// le16, le32, le64: little-endian integers of wire and guest-memory structures. An unconverted field does not compile as a number.
-// Alignment is that of the integer; layouts are the specification's and are checked by static_assert beside each structure.
+// le16, le32, le64: little-endian integers of wire and guest-memory structures. An unconverted
+// field does not compile as a number. Alignment is that of the integer; layouts are the
+// specification's and are checked by static_assert beside each structure.
 
 #include <bit>
 #include <concepts>

@@ -39,6 +39,8 @@ bool EventFd::Pending() const {
   return n == 1 && (poll_fd.revents & POLLIN) != 0;
 }
 
-Result<EventFd> EventFd::Duplicate() const { return EventFd(TRY(fd_.Duplicate())); }
+Result<EventFd> EventFd::Duplicate() const {
+  return EventFd(TRY(fd_.Duplicate()));
+}
 
 }  // namespace postern

@@ -25,7 +25,8 @@ namespace {
 std::uint64_t NowNs() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
+         static_cast<std::uint64_t>(now.tv_nsec);
 }
 
 // A number no other living thread has; 0 is nobody.
@@ -36,8 +37,9 @@ std::uintptr_t Self() {
 
 struct WatchEntry {
   EventHandler* handler = nullptr;
-  // Changes with every Watch, and is part of the epoll data: an event of a descriptor that was unwatched, and perhaps closed and
-  // its number watched anew, since the batch was fetched is recognised and dropped.
+  // Changes with every Watch, and is part of the epoll data: an event of a descriptor that was
+  // unwatched, and perhaps closed and its number watched anew, since the batch was fetched is
+  // recognised and dropped.
   std::uint32_t generation = 0;
 };
 
@@ -50,8 +52,9 @@ constexpr std::size_t kBatch = 64;
 
 }  // namespace
 
-// The loop has an owner: the thread in Run or RunOnce, or one that runs a RunSync inline. Everything but the mailbox is touched by
-// the owner alone, so ownership is the lock of watches and timers.
+// The loop has an owner: the thread in Run or RunOnce, or one that runs a RunSync inline.
+// Everything but the mailbox is touched by the owner alone, so ownership is the lock of watches and
+// timers.
 struct EventLoop::Impl {
   Fd epoll;
   EventFd wake{Fd()};
@@ -105,7 +108,8 @@ struct EventLoop::Impl {
     return false;
   }
 
-  // One batch: functions posted by these functions wait for the next round, so that they cannot starve the descriptors.
+  // One batch: functions posted by these functions wait for the next round, so that they cannot
+  // starve the descriptors.
   void RunPosted() {
     wake.Consume();
     std::deque<Posted> batch;
@@ -130,15 +134,16 @@ struct EventLoop::Impl {
     }
   }
 
-  // The caller's timeout, or less when a timer is due earlier; rounded up so that the timer is due when epoll_wait returns.
+  // The caller's timeout, or less when a timer is due earlier; rounded up so that the timer is due
+  // when epoll_wait returns.
   [[nodiscard]] int Timeout(int timeout_ms) const {
     if (timers.empty()) return timeout_ms;
     const std::uint64_t deadline = timers.begin()->first.first;
     const std::uint64_t now = NowNs();
     const std::uint64_t left = deadline > now ? deadline - now : 0;
     const std::uint64_t left_ms = left / 1'000'000 + (left % 1'000'000 != 0 ? 1 : 0);
-    const int timer_ms = static_cast<int>(
-        std::min<std::uint64_t>(left_ms, static_cast<std::uint64_t>(std::numeric_limits<int>::max())));
+    const int timer_ms = static_cast<int>(std::min<std::uint64_t>(
+        left_ms, static_cast<std::uint64_t>(std::numeric_limits<int>::max())));
     return timeout_ms < 0 ? timer_ms : std::min(timeout_ms, timer_ms);
   }
 
@@ -153,7 +158,8 @@ struct EventLoop::Impl {
 
   void Round(int timeout_ms) {
     std::array<epoll_event, kBatch> events{};
-    const int n = epoll_wait(epoll.get(), events.data(), static_cast<int>(events.size()), Timeout(timeout_ms));
+    const int n = epoll_wait(epoll.get(), events.data(), static_cast<int>(events.size()),
+                             Timeout(timeout_ms));
     bool posted = false;
     for (int i = 0; i < n; ++i) {
       const epoll_event& event = events[static_cast<std::size_t>(i)];
@@ -216,7 +222,8 @@ Result<void> EventLoop::Modify(int fd, std::uint32_t events) {
   }
   epoll_event event{};
   event.events = events;
-  event.data.u64 = std::uint64_t{impl_->watches[index].generation} << 32 | static_cast<std::uint32_t>(fd);
+  event.data.u64 =
+      std::uint64_t{impl_->watches[index].generation} << 32 | static_cast<std::uint32_t>(fd);
   if (epoll_ctl(impl_->epoll.get(), EPOLL_CTL_MOD, fd, &event) != 0) {
     return SysError("epoll_ctl(EPOLL_CTL_MOD)");
   }
@@ -273,7 +280,8 @@ void EventLoop::RunSync(const std::function<void()>& function) {
         queued = true;
         ticket = impl.Enqueue([&] {
           function();
-          // Notified with the lock held: once it is released the waiter may return, and what this captured is gone.
+          // Notified with the lock held: once it is released the waiter may return, and what this
+          // captured is gone.
           const MutexLock done_lock(impl.mutex);
           done = true;
           impl.changed.notify_all();
@@ -282,7 +290,8 @@ void EventLoop::RunSync(const std::function<void()>& function) {
       impl.changed.wait(impl.mutex);
       if (done) return;
     }
-    // Nobody runs the loop, or whoever did has left without fetching this function: run it here, as the owner.
+    // Nobody runs the loop, or whoever did has left without fetching this function: run it here, as
+    // the owner.
     if (queued) CHECK(impl.Withdraw(ticket));
     impl.owner.store(Self(), std::memory_order_relaxed);
   }

@@ -7,10 +7,11 @@
 //   loop.Post([&] { ... });                     // from any thread
 //   loop.RunSync([&] { ... });                  // from any other thread: returns when it has run
 //
-// Ownership: handlers and descriptors belong to the caller and outlive their Watch. Unwatch may be called from a handler, also for
-// another descriptor of the same batch: its event is then dropped. Threads: Run on one thread, which becomes the owner; Watch,
-// Modify, Unwatch and timers only there or before Run; Post, RunSync and Stop anywhere. RunSync on the owner thread, or while no
-// thread runs the loop, runs the function at once.
+// Ownership: handlers and descriptors belong to the caller and outlive their Watch. Unwatch may be
+// called from a handler, also for another descriptor of the same batch: its event is then dropped.
+// Threads: Run on one thread, which becomes the owner; Watch, Modify, Unwatch and timers only there
+// or before Run; Post, RunSync and Stop anywhere. RunSync on the owner thread, or while no thread
+// runs the loop, runs the function at once.
 
 #include <cstdint>
 #include <functional>
@@ -49,7 +50,8 @@ class EventLoop {
   // Until Stop. Functions posted before Stop are run.
   void Run();
   void Stop();
-  // One round that waits at most `timeout_ms` (-1: no limit); for tests and for embedding in another loop.
+  // One round that waits at most `timeout_ms` (-1: no limit); for tests and for embedding in
+  // another loop.
   void RunOnce(int timeout_ms);
   [[nodiscard]] bool OnLoopThread() const;
 

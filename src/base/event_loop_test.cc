@@ -32,8 +32,12 @@ class Recorder : public EventHandler {
   std::function<void(int, std::uint32_t)> then_;
 };
 
-std::unique_ptr<EventLoop> NewLoop() { return std::move(*EventLoop::Create()); }
-EventFd NewEvent() { return std::move(*EventFd::Create()); }
+std::unique_ptr<EventLoop> NewLoop() {
+  return std::move(*EventLoop::Create());
+}
+EventFd NewEvent() {
+  return std::move(*EventFd::Create());
+}
 
 TEST_CASE("event_loop: an event reaches the handler of its descriptor, as long as it is watched") {
   const auto loop = NewLoop();
@@ -78,7 +82,9 @@ TEST_CASE("event_loop: a handler that unwatches another descriptor of the batch 
   CHECK(recorder.seen.size() == 1);
 }
 
-TEST_CASE("event_loop: an event fetched for a closed descriptor does not reach the next one of that number") {
+TEST_CASE(
+    "event_loop: an event fetched for a closed descriptor does not reach the next one of that "
+    "number") {
   const auto loop = NewLoop();
   EventFd a = NewEvent();
   EventFd b = NewEvent();
@@ -107,7 +113,8 @@ TEST_CASE("event_loop: an event fetched for a closed descriptor does not reach t
   CHECK(stale.seen.size() == 1);
 }
 
-TEST_CASE("event_loop: a descriptor closed without Unwatch leaves room for the next of its number") {
+TEST_CASE(
+    "event_loop: a descriptor closed without Unwatch leaves room for the next of its number") {
   const auto loop = NewLoop();
   Recorder first;
   Recorder second;
@@ -272,6 +279,7 @@ TEST_CASE("event_loop: no RunSync is lost, doubled or left hanging while Run sta
   int plain = 0;  // only ever touched inside the loop: ThreadSanitizer proves the exclusion
   std::atomic<int> finished{0};
   std::vector<Thread> callers;
+  callers.reserve(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     callers.push_back(std::move(*Thread::Start("caller", [&] {
       for (int i = 0; i < kCalls; ++i) loop->RunSync([&] { ++plain; });
@@ -298,6 +306,7 @@ TEST_CASE("event_loop: posts from many threads all run on the loop's thread") {
   constexpr int kPosts = 5000;
   int plain = 0;
   std::vector<Thread> posters;
+  posters.reserve(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     posters.push_back(std::move(*Thread::Start("poster", [&] {
       for (int i = 0; i < kPosts; ++i) {

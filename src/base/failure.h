@@ -1,7 +1,8 @@
 #pragma once
 
-// Failure: an error as a user reads it: one line of cause and one of what to do next, with the exit code it leads to.
-// Made at the edges (configuration, machine creation, command line); inside the library Error is used.
+// Failure: an error as a user reads it: one line of cause and one of what to do next, with the exit
+// code it leads to. Made at the edges (configuration, machine creation, command line); inside the
+// library Error is used.
 
 #include <cstdint>
 #include <string>

@@ -1,7 +1,7 @@
 #pragma once
 
-// Fd: sole owner of a file descriptor. Move-only; closes once. All descriptors of this project are opened O_CLOEXEC.
-// Threads: not synchronised; the descriptor itself may be used from any thread.
+// Fd: sole owner of a file descriptor. Move-only; closes once. All descriptors of this project are
+// opened O_CLOEXEC. Threads: not synchronised; the descriptor itself may be used from any thread.
 
 #include <utility>
 

@@ -16,7 +16,8 @@ struct alignas(cmsghdr) Control {
 };
 
 void TakeDescriptors(msghdr& message, std::vector<Fd>& out) {
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+       header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
     const std::size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (std::size_t i = 0; i < count; ++i) {
@@ -29,7 +30,8 @@ void TakeDescriptors(msghdr& message, std::vector<Fd>& out) {
 
 }  // namespace
 
-Result<std::size_t> SendWithFds(int socket, std::span<const std::byte> data, std::span<const int> fds) {
+Result<std::size_t> SendWithFds(int socket, std::span<const std::byte> data,
+                                std::span<const int> fds) {
   if (data.empty() || fds.size() > kMaxPassedFds) return Err(Errc::kInvalidArgument, "sendmsg");
   // sendmsg does not write through the vector; POSIX only forgot to say const.
   iovec part{const_cast<std::byte*>(data.data()), data.size()};
@@ -62,7 +64,8 @@ Result<Received> ReceiveWithFds(int socket, std::span<std::byte> data, std::size
   message.msg_iov = &part;
   message.msg_iovlen = 1;
   message.msg_control = control.bytes.data();
-  // All of it, whatever the limit: what does not fit a smaller buffer is lost without a count, and padding makes it inexact.
+  // All of it, whatever the limit: what does not fit a smaller buffer is lost without a count, and
+  // padding makes it inexact.
   message.msg_controllen = control.bytes.size();
   ssize_t n = 0;
   do {
@@ -72,7 +75,8 @@ Result<Received> ReceiveWithFds(int socket, std::span<std::byte> data, std::size
   Received received;
   received.size = static_cast<std::size_t>(n);
   TakeDescriptors(message, received.fds);
-  // MSG_CTRUNC: descriptors were dropped, because of their number or because this process may open no more.
+  // MSG_CTRUNC: descriptors were dropped, because of their number or because this process may open
+  // no more.
   if ((message.msg_flags & MSG_CTRUNC) != 0 || received.fds.size() > max_fds) {
     return Err(Errc::kPeerProtocol, "descriptors with a message");
   }

@@ -1,10 +1,6 @@
 #include "src/base/log.h"
 
 #include <fcntl.h>
-#include <fmt/format.h>
-#include <spdlog/details/log_msg.h>
-#include <spdlog/pattern_formatter.h>
-#include <spdlog/sinks/base_sink.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -12,6 +8,11 @@
 #include <mutex>
 #include <string>
 #include <utility>
+
+#include <fmt/format.h>
+#include <spdlog/details/log_msg.h>
+#include <spdlog/pattern_formatter.h>
+#include <spdlog/sinks/base_sink.h>
 
 #include "src/base/fd.h"
 #include "src/base/mutex.h"
@@ -22,8 +23,8 @@ namespace {
 
 constexpr std::size_t kMaxText = 4096;
 
-// One write(2) a line and no buffer: a line is in the file when Write returns, also if the process is killed next, and lines of
-// several processes that append to one file do not mix.
+// One write(2) a line and no buffer: a line is in the file when Write returns, also if the process
+// is killed next, and lines of several processes that append to one file do not mix.
 class FdSink final : public spdlog::sinks::base_sink<std::mutex> {
  public:
   void Use(Fd file) {
@@ -42,7 +43,8 @@ class FdSink final : public spdlog::sinks::base_sink<std::mutex> {
       const ssize_t n = write(fd, at, left);
       if (n < 0) {
         if (errno == EINTR) continue;
-        return;  // a full disk, a closed or non-blocking stderr: the line is lost, the monitor goes on
+        return;  // a full disk, a closed or non-blocking stderr: the line is lost, the monitor goes
+                 // on
       }
       at += n;
       left -= static_cast<std::size_t>(n);
@@ -58,7 +60,8 @@ class LevelName final : public spdlog::custom_flag_formatter {
  public:
   void format(const spdlog::details::log_msg& message, const std::tm& /*time*/,
               spdlog::memory_buf_t& out) override {
-    constexpr std::string_view kNames[] = {"trace", "debug", "info", "warn", "error", "error", "off"};
+    constexpr std::string_view kNames[] = {"trace", "debug", "info", "warn",
+                                           "error", "error", "off"};
     const std::string_view name = kNames[message.level];
     out.append(name.data(), name.data() + name.size());
   }
@@ -85,11 +88,12 @@ spdlog::level::level_enum ToSpdlog(LogLevel level) {
   return spdlog::level::off;
 }
 
-// Made by the first line: a run that logs nothing neither pays for this in start-up time nor in memory. Never destroyed, so that
-// threads may log until the very end.
+// Made by the first line: a run that logs nothing neither pays for this in start-up time nor in
+// memory. Never destroyed, so that threads may log until the very end.
 FdSink& Sink() {
   static FdSink* const sink = [] {
-    auto formatter = std::make_unique<spdlog::pattern_formatter>(spdlog::pattern_time_type::utc, "\n");
+    auto formatter =
+        std::make_unique<spdlog::pattern_formatter>(spdlog::pattern_time_type::utc, "\n");
     formatter->add_flag<LevelName>('*').set_pattern("%Y-%m-%dT%H:%M:%S.%eZ %* [%n] %v");
     auto made = std::make_unique<FdSink>();
     made->set_formatter(std::move(formatter));
@@ -101,13 +105,15 @@ FdSink& Sink() {
 void WriteText(LogLevel level, std::string_view package, std::string_view text) {
   const std::string line = Escaped(text, kMaxText);
   Sink().log(spdlog::details::log_msg(spdlog::string_view_t(package.data(), package.size()),
-                                      ToSpdlog(level), spdlog::string_view_t(line.data(), line.size())));
+                                      ToSpdlog(level),
+                                      spdlog::string_view_t(line.data(), line.size())));
 }
 
 std::uint64_t NowNs() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
+         static_cast<std::uint64_t>(now.tv_nsec);
 }
 
 }  // namespace
@@ -119,17 +125,21 @@ Result<void> SetFile(const char* path) {
   return {};
 }
 
-void Write(LogLevel level, std::string_view package, fmt::string_view format, fmt::format_args args) {
+void Write(LogLevel level, std::string_view package, fmt::string_view format,
+           fmt::format_args args) {
   if (level == LogLevel::kOff) return;
   fmt::memory_buffer text;
   fmt::vformat_to(fmt::appender(text), format, args);
   WriteText(level, package, std::string_view(text.data(), text.size()));
 }
 
-bool RateLimiter::Admit(std::uint64_t& suppressed) { return AdmitAt(NowNs(), suppressed); }
+bool RateLimiter::Admit(std::uint64_t& suppressed) {
+  return AdmitAt(NowNs(), suppressed);
+}
 
 bool RateLimiter::AdmitAt(std::uint64_t now_ns, std::uint64_t& suppressed) {
-  // Approximate when threads race at the edge of a window: a few lines more or less, never an unbounded number.
+  // Approximate when threads race at the edge of a window: a few lines more or less, never an
+  // unbounded number.
   std::uint64_t end = window_end_ns_.load(std::memory_order_relaxed);
   if (now_ns >= end &&
       window_end_ns_.compare_exchange_strong(end, now_ns + kWindowNs, std::memory_order_relaxed)) {

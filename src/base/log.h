@@ -1,13 +1,15 @@
 #pragma once
 
-// Logging: a level, a package name, a format string. spdlog is behind it, in log.cc alone, so that including this costs little.
+// Logging: a level, a package name, a format string. spdlog is behind it, in log.cc alone, so that
+// including this costs little.
 //
 //   LOG_INFO("machine", "started {} vCPUs", n);
-//   GUEST_LOG("virtio", "queue {}: head {:#x} out of range", index, head);   // anything a guest or a peer can trigger
+//   GUEST_LOG("virtio", "head {:#x} out of range", head);   // what a guest or a peer can trigger
 //
-// Levels: error = the operator must act; warn = degraded; info = lifecycle; debug = configuration; trace = per access.
-// GUEST_LOG writes at warn level, at most 10 lines per 5 s from one place, and says how many it held back.
-// Threads: any. Never logs guest memory contents; lines are escaped so that no peer can forge one.
+// Levels: error = the operator must act; warn = degraded; info = lifecycle; debug = configuration;
+// trace = per access. GUEST_LOG writes at warn level, at most 10 lines per 5 s from one place, and
+// says how many it held back. Threads: any. Never logs guest memory contents; lines are escaped so
+// that no peer can forge one.
 
 #include <atomic>
 #include <cstdint>
@@ -24,18 +26,21 @@ enum class LogLevel : std::uint8_t { kTrace, kDebug, kInfo, kWarn, kError, kOff 
 namespace log {
 
 namespace internal {
-inline std::atomic<LogLevel> level{LogLevel::kWarn};
+inline std::atomic<LogLevel> g_level{LogLevel::kWarn};
 }
 
 // Lines below this level are not formatted. Default kWarn. kOff: nothing is written.
-inline void SetLevel(LogLevel level) { internal::level.store(level, std::memory_order_relaxed); }
+inline void SetLevel(LogLevel level) {
+  internal::g_level.store(level, std::memory_order_relaxed);
+}
 [[nodiscard]] inline bool Enabled(LogLevel level) {
-  return level >= internal::level.load(std::memory_order_relaxed);
+  return level >= internal::g_level.load(std::memory_order_relaxed);
 }
 // Appends to `path` instead of stderr; on failure lines go on to where they went.
 [[nodiscard]] Result<void> SetFile(const char* path);
 // One line: "2026-01-02T03:04:05.678Z warn [package] text", at most 4096 bytes of text.
-void Write(LogLevel level, std::string_view package, fmt::string_view format, fmt::format_args args);
+void Write(LogLevel level, std::string_view package, fmt::string_view format,
+           fmt::format_args args);
 
 // One per GUEST_LOG call site.
 class RateLimiter {
@@ -71,8 +76,8 @@ void GuestLine(RateLimiter& limiter, std::string_view package, fmt::format_strin
 }  // namespace log
 }  // namespace postern
 
-#define POSTERN_LOG(level, package, ...)                                        \
-  do {                                                                          \
+#define POSTERN_LOG(level, package, ...)                                                   \
+  do {                                                                                     \
     if (::postern::log::Enabled(level)) ::postern::log::Line(level, package, __VA_ARGS__); \
   } while (false)
 #define LOG_TRACE(package, ...) POSTERN_LOG(::postern::LogLevel::kTrace, package, __VA_ARGS__)

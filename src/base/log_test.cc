@@ -20,7 +20,8 @@ namespace {
 class LogFile {
  public:
   LogFile() {
-    const char* base = std::getenv("TEST_TMPDIR");  // NOLINT(concurrency-mt-unsafe): nothing sets the environment
+    const char* base =
+        std::getenv("TEST_TMPDIR");  // NOLINT(concurrency-mt-unsafe): nothing sets the environment
     path_ = std::string(base != nullptr ? base : "/tmp") + "/postern-log-XXXXXX";
     const Fd created(mkstemp(path_.data()));
     REQUIRE(created.valid());
@@ -73,8 +74,8 @@ TEST_CASE("log: a line has time, level and package, and nothing below the level 
   LOG_ERROR("machine", "not written");
   std::vector<std::string> texts;
   for (const std::string& line : file.Lines()) texts.push_back(AfterTime(line));
-  CHECK(texts == std::vector<std::string>{"warn [virtio] queue 3 at 0x1000", "error [machine] gone", "trace [bus] t",
-                                          "debug [bus] d", "info [bus] i"});
+  CHECK(texts == std::vector<std::string>{"warn [virtio] queue 3 at 0x1000", "error [machine] gone",
+                                          "trace [bus] t", "debug [bus] d", "info [bus] i"});
 }
 
 TEST_CASE("log: arguments of a line that is not written are not evaluated") {
@@ -89,7 +90,8 @@ TEST_CASE("log: arguments of a line that is not written are not evaluated") {
 
 TEST_CASE("log: a peer cannot forge a line or write a very long one") {
   const LogFile file;
-  LOG_WARN("vsock", "peer says {}", "hello\n2026-01-02T03:04:05.678Z error [machine] forged\x1b[2J");
+  LOG_WARN("vsock", "peer says {}",
+           "hello\n2026-01-02T03:04:05.678Z error [machine] forged\x1b[2J");
   LOG_WARN("vsock", "{}", std::string(100'000, 'x'));
   const std::vector<std::string> lines = file.Lines();
   REQUIRE(lines.size() == 2);
@@ -160,9 +162,11 @@ TEST_CASE("log: lines of several threads do not mix") {
   const LogFile file;
   {
     std::vector<Thread> threads;
+    threads.reserve(4);
     for (int t = 0; t < 4; ++t) {
       threads.push_back(std::move(*Thread::Start("writer", [t] {
-        for (int i = 0; i < 250; ++i) LOG_WARN("test", "{}", std::string(100, static_cast<char>('a' + t)));
+        for (int i = 0; i < 250; ++i)
+          LOG_WARN("test", "{}", std::string(100, static_cast<char>('a' + t)));
       })));
     }
   }

@@ -28,7 +28,8 @@ Mmap& Mmap::operator=(Mmap&& other) noexcept {
 
 void Mmap::Unmap() {
   if (base_ == nullptr) return;
-  // Fails only for arguments that are not a mapping's, or when splitting one needs memory: both impossible for a whole mapping.
+  // Fails only for arguments that are not a mapping's, or when splitting one needs memory: both
+  // impossible for a whole mapping.
   munmap(std::exchange(base_, nullptr), std::exchange(size_, 0));
 }
 

@@ -1,7 +1,8 @@
 #pragma once
 
 // Mmap: sole owner of a mapping made by mmap(2). Move-only; unmaps once.
-// The owner of a mapping that KVM or an IOMMU also maps removes it there first; nothing here knows about them.
+// The owner of a mapping that KVM or an IOMMU also maps removes it there first; nothing here knows
+// about them.
 
 #include <cstddef>
 #include <cstdint>

@@ -1,7 +1,8 @@
 #pragma once
 
-// Mutex, MutexLock and the thread-safety annotations clang checks (-Wthread-safety). Every mutex here is a leaf unless its
-// declaration says otherwise: nothing that can block is called while one is held.
+// Mutex, MutexLock and the thread-safety annotations clang checks (-Wthread-safety). Every mutex
+// here is a leaf unless its declaration says otherwise: nothing that can block is called while one
+// is held.
 
 #include <mutex>
 

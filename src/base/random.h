@@ -9,7 +9,8 @@
 
 namespace postern {
 
-// Fills all of `to` (getrandom(2), urandom source). Fails only where the system call itself is refused. Threads: any.
+// Fills all of `to` (getrandom(2), urandom source). Fails only where the system call itself is
+// refused. Threads: any.
 [[nodiscard]] Result<void> FillRandom(std::span<std::byte> to);
 
 }  // namespace postern

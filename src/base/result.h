@@ -2,8 +2,9 @@
 
 // Result<T>, Error and TRY: how a fallible function answers.
 //
-// An Error is a small value: what kind of failure, which operation, errno if a system call failed, and where it was noticed. It
-// carries no text built at run time; human context is added at the edge where a user reads it (src/base/failure.h).
+// An Error is a small value: what kind of failure, which operation, errno if a system call failed,
+// and where it was noticed. It carries no text built at run time; human context is added at the
+// edge where a user reads it (src/base/failure.h).
 //
 //   Result<Fd> OpenDisk(const char* path) {
 //     int fd = open(path, O_RDWR | O_CLOEXEC);
@@ -16,8 +17,8 @@
 //     return {};
 //   }
 //
-// Is not: a channel for guest misbehaviour that has a defined reaction (count it and carry on), nor for our own bugs (CHECK).
-// Threads: values; any thread.
+// Is not: a channel for guest misbehaviour that has a defined reaction (count it and carry on), nor
+// for our own bugs (CHECK). Threads: values; any thread.
 
 #include <cerrno>
 #include <cstdint>
@@ -29,17 +30,17 @@
 namespace postern {
 
 enum class Errc : std::uint8_t {
-  kInvalidArgument,   // a caller's or a user's value is out of range
-  kSystem,            // a system call failed; sys_errno says how
-  kGuestRange,        // a guest address range does not lie in guest memory
-  kGuestProtocol,     // the guest broke a rule of the device's specification
-  kPeerProtocol,      // a socket peer broke a rule of the protocol
-  kOverlap,           // an address range is already taken
+  kInvalidArgument,  // a caller's or a user's value is out of range
+  kSystem,           // a system call failed; sys_errno says how
+  kGuestRange,       // a guest address range does not lie in guest memory
+  kGuestProtocol,    // the guest broke a rule of the device's specification
+  kPeerProtocol,     // a socket peer broke a rule of the protocol
+  kOverlap,          // an address range is already taken
   kNotFound,
-  kExhausted,         // no slot, vector, id or window left
-  kUnsupported,       // the host or the other side cannot do this
-  kBadState,          // the operation does not fit the object's state
-  kBadFormat,         // a file or saved state is malformed
+  kExhausted,    // no slot, vector, id or window left
+  kUnsupported,  // the host or the other side cannot do this
+  kBadState,     // the operation does not fit the object's state
+  kBadFormat,    // a file or saved state is malformed
 };
 
 struct Error {
@@ -71,12 +72,12 @@ using Unexpected = tl::unexpected<Error>;
 }  // namespace postern
 
 // Evaluates to the value of a Result, or returns its Error from the enclosing function.
-#define TRY(expression)                                                         \
-  __extension__({                                                               \
-    auto&& postern_try_result = (expression);                                   \
-    if (!postern_try_result.has_value()) [[unlikely]]                           \
-      return ::postern::Unexpected(postern_try_result.error());                 \
-    ::postern::internal::TakeValue(std::move(postern_try_result));              \
+#define TRY(expression)                                            \
+  __extension__({                                                  \
+    auto&& postern_try_result = (expression);                      \
+    if (!postern_try_result.has_value()) [[unlikely]]              \
+      return ::postern::Unexpected(postern_try_result.error());    \
+    ::postern::internal::TakeValue(std::move(postern_try_result)); \
   })
 
 namespace postern::internal {

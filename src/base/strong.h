@@ -1,7 +1,7 @@
 #pragma once
 
-// StrongAddress: an address of one address space (guest-physical, I/O virtual, ...) that does not mix with another's, and whose
-// arithmetic cannot wrap unseen.
+// StrongAddress: an address of one address space (guest-physical, I/O virtual, ...) that does not
+// mix with another's, and whose arithmetic cannot wrap unseen.
 
 #include <compare>
 #include <cstdint>
@@ -15,6 +15,7 @@ struct StrongAddress {
 
   constexpr StrongAddress() = default;
   constexpr explicit StrongAddress(std::uint64_t v) : value(v) {}
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy takes the 0 of a comparison for a pointer
   friend constexpr auto operator<=>(StrongAddress, StrongAddress) = default;
 
   // Address + n, or nothing if that wraps.

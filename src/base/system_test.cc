@@ -1,4 +1,5 @@
-// Descriptors, mappings, eventfds, threads, sockets and random bytes: the parts of base that wrap system calls.
+// Descriptors, mappings, eventfds, threads, sockets and random bytes: the parts of base that wrap
+// system calls.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -30,7 +31,9 @@
 namespace postern {
 namespace {
 
-bool IsOpen(int fd) { return fcntl(fd, F_GETFD) >= 0; }
+bool IsOpen(int fd) {
+  return fcntl(fd, F_GETFD) >= 0;
+}
 
 class TempDir {
  public:
@@ -61,7 +64,8 @@ TEST_CASE("fd: is closed once, by its last owner") {
   REQUIRE(first.valid());
   const int number = first.get();
   Fd second = std::move(first);
-  CHECK_FALSE(first.valid());  // NOLINT(bugprone-use-after-move): what a moved-from Fd is, is the point
+  CHECK_FALSE(
+      first.valid());  // NOLINT(bugprone-use-after-move): what a moved-from Fd is, is the point
   CHECK(IsOpen(number));
   Fd& same = second;
   second = std::move(same);
@@ -111,7 +115,8 @@ TEST_CASE("mmap: maps, moves and unmaps") {
   CHECK(errno == ENOMEM);
 
   CHECK(Mmap::Create(0, PROT_READ, MAP_PRIVATE).error().code == Errc::kInvalidArgument);
-  CHECK(Mmap::Create(4096, PROT_READ, MAP_PRIVATE, 0, ~std::uint64_t{0}).error().code == Errc::kInvalidArgument);
+  CHECK(Mmap::Create(4096, PROT_READ, MAP_PRIVATE, 0, ~std::uint64_t{0}).error().code ==
+        Errc::kInvalidArgument);
   const Fd file(memfd_create("test", MFD_CLOEXEC));
   CHECK(Mmap::Create(4096, PROT_READ, MAP_SHARED, file.get(), 1).error().sys_errno == EINVAL);
 }

@@ -13,7 +13,7 @@ std::uint8_t ByteAt(std::string_view text, std::size_t i) {
 std::size_t Utf8Length(std::string_view text, std::size_t i) {
   const std::uint8_t lead = ByteAt(text, i);
   std::size_t length = 0;
-  std::uint8_t low = 0x80;   // bounds of the second byte
+  std::uint8_t low = 0x80;  // bounds of the second byte
   std::uint8_t high = 0xbf;
   if (lead < 0x80) return 1;
   if (lead >= 0xc2 && lead <= 0xdf) {
@@ -40,8 +40,9 @@ std::size_t Utf8Length(std::string_view text, std::size_t i) {
 bool IsPrintable(std::string_view character) {
   const std::uint8_t lead = ByteAt(character, 0);
   if (character.size() == 1) return lead >= 0x20 && lead != 0x7f;
-  if (character.size() == 2 && lead == 0xc2) return ByteAt(character, 1) >= 0xa0;  // U+0080..U+009F: C1
-  return character != "\xe2\x80\xa8" && character != "\xe2\x80\xa9";                 // U+2028, U+2029
+  if (character.size() == 2 && lead == 0xc2)
+    return ByteAt(character, 1) >= 0xa0;                              // U+0080..U+009F: C1
+  return character != "\xe2\x80\xa8" && character != "\xe2\x80\xa9";  // U+2028, U+2029
 }
 
 void AppendHex(std::string_view bytes, std::string& out) {

@@ -16,7 +16,8 @@ struct StartArguments {
 void* RunThread(void* argument) {
   // NOLINTNEXTLINE(cppcoreguidelines-owning-memory): ownership crosses pthread_create as a pointer
   const std::unique_ptr<StartArguments> start(static_cast<StartArguments*>(argument));
-  // Set here rather than by the starter, so that the thread never runs under another's name. Cannot fail for 15 bytes.
+  // Set here rather than by the starter, so that the thread never runs under another's name. Cannot
+  // fail for 15 bytes.
   pthread_setname_np(pthread_self(), start->name.c_str());
   start->function();
   return nullptr;

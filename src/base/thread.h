@@ -1,11 +1,12 @@
 #pragma once
 
-// Thread: a named thread that is joined when its owner goes away. Move-only. Signals keep the mask of the thread that starts it.
+// Thread: a named thread that is joined when its owner goes away. Move-only. Signals keep the mask
+// of the thread that starts it.
 //
 //   Thread worker = TRY(Thread::Start("vcpu0", [&] { Run(); }));
 //
-// `function` must not throw. Whoever owns the Thread makes `function` return before it destroys it (EventLoop::Stop, an eventfd);
-// the destructor waits. Threads: Start and Join by one owner.
+// `function` must not throw. Whoever owns the Thread makes `function` return before it destroys it
+// (EventLoop::Stop, an eventfd); the destructor waits. Threads: Start and Join by one owner.
 
 #include <pthread.h>
 

@@ -7,7 +7,9 @@ namespace {
 
 constexpr std::string_view kUnits = "KMGT";
 
-char Upper(char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c; }
+char Upper(char c) {
+  return c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
+}
 
 }  // namespace
 
@@ -20,7 +22,8 @@ Result<std::uint64_t> ParseSize(std::string_view text) {
   const std::string_view suffix(rest, static_cast<std::size_t>(end - rest));
   const std::size_t unit = kUnits.find(Upper(suffix[0]));
   if (unit == std::string_view::npos) return Err(Errc::kInvalidArgument, "size unit");
-  if (suffix.size() != 1 && suffix.substr(1) != "iB") return Err(Errc::kInvalidArgument, "size unit");
+  if (suffix.size() != 1 && suffix.substr(1) != "iB")
+    return Err(Errc::kInvalidArgument, "size unit");
   std::uint64_t bytes = 0;
   if (__builtin_mul_overflow(number, std::uint64_t{1} << (10 * (unit + 1)), &bytes)) {
     return Err(Errc::kInvalidArgument, "size beyond 64 bits");

@@ -10,8 +10,9 @@
 
 namespace postern {
 
-// Decimal digits, then nothing, or K, M, G, T (either case), alone or followed by "iB". kInvalidArgument for anything else (sign,
-// space, fraction, empty) and for what does not fit 64 bits. "0" is a size.
+// Decimal digits, then nothing, or K, M, G, T (either case), alone or followed by "iB".
+// kInvalidArgument for anything else (sign, space, fraction, empty) and for what does not fit 64
+// bits. "0" is a size.
 [[nodiscard]] Result<std::uint64_t> ParseSize(std::string_view text);
 
 // The shortest exact form, which ParseSize reads back: 536870912 -> "512M", 4097 -> "4097".

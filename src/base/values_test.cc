@@ -1,4 +1,5 @@
-// Bits, little-endian integers, addresses, errors, text and sizes: the parts of base that touch no system call.
+// Bits, little-endian integers, addresses, errors, text and sizes: the parts of base that touch no
+// system call.
 
 #include <cerrno>
 #include <cstring>
@@ -52,7 +53,8 @@ TEST_CASE("endian: bytes lie in memory lowest first") {
   narrow = 0x1234;
   CHECK(narrow.get() == 0x1234);
   CHECK(narrow == le16(0x1234));
-  static_assert(std::has_unique_object_representations_v<le32> && sizeof(le32) == 4 && alignof(le32) == 4);
+  static_assert(std::has_unique_object_representations_v<le32> && sizeof(le32) == 4 &&
+                alignof(le32) == 4);
 }
 
 TEST_CASE("strong: address arithmetic does not wrap") {
@@ -72,7 +74,9 @@ Result<int> Positive(int value) {
   if (value <= 0) return Err(Errc::kInvalidArgument, "number");
   return value;
 }
-Result<int> Twice(int value) { return 2 * TRY(Positive(value)); }
+Result<int> Twice(int value) {
+  return 2 * TRY(Positive(value));
+}
 Result<void> Check(int value) {
   TRY(Positive(value));
   return {};
@@ -93,7 +97,8 @@ TEST_CASE("failure: an error becomes one line of cause") {
   const Error system = SysError("open disk", ENOENT).value();
   CHECK(Describe(system) == "open disk: No such file or directory");
   CHECK(Describe(SysError("KVM_RUN", 4095).value()) == "KVM_RUN: errno 4095");
-  CHECK(Describe(Err(Errc::kInvalidArgument, "virtqueue size").value()) == "virtqueue size: invalid argument");
+  CHECK(Describe(Err(Errc::kInvalidArgument, "virtqueue size").value()) ==
+        "virtqueue size: invalid argument");
   const auto host = HostFailure("disk 'a.img'", system, "create it").value();
   CHECK(host.kind == Failure::Kind::kHost);
   CHECK(host.cause == "disk 'a.img': open disk: No such file or directory");
@@ -120,17 +125,21 @@ TEST_CASE("text: nothing a stranger sends ends the line or steers the terminal")
            {"a\nb\r\tc", "a\\x0ab\\x0d\\x09c"},
            {"\0"sv, "\\x00"},
            {"\x1b[31mred\x7f", "\\x1b[31mred\\x7f"},
-           {"gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x9a\xaa", "gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x9a\xaa"},
-           {"\xc2\x9b""31m", "\\xc2\\x9b31m"},                      // CSI as a C1 control character
-           {"\xc2\xa0", "\xc2\xa0"},                                  // first after C1
-           {"\xe2\x80\xa8\xe2\x80\xa9", "\\xe2\\x80\\xa8\\xe2\\x80\\xa9"},  // line and paragraph separator
-           {"\x80\xff", "\\x80\\xff"},                                // not UTF-8
-           {"\xc0\x8a", "\\xc0\\x8a"},                                // overlong line feed
-           {"\xe0\x80\x8a", "\\xe0\\x80\\x8a"},                       // overlong line feed
-           {"\xf0\x80\x80\x8a", "\\xf0\\x80\\x80\\x8a"},              // overlong line feed
-           {"\xed\xa0\x80", "\\xed\\xa0\\x80"},                       // surrogate
-           {"\xf4\x90\x80\x80", "\\xf4\\x90\\x80\\x80"},              // above U+10FFFF
-           {"\xe2\x82", "\\xe2\\x82"},                                // cut short
+           {"gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x9a\xaa",
+            "gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x9a\xaa"},
+           {"\xc2\x9b"
+            "31m",
+            "\\xc2\\x9b31m"},         // CSI as a C1 control character
+           {"\xc2\xa0", "\xc2\xa0"},  // first after C1
+           {"\xe2\x80\xa8\xe2\x80\xa9",
+            "\\xe2\\x80\\xa8\\xe2\\x80\\xa9"},            // line and paragraph separator
+           {"\x80\xff", "\\x80\\xff"},                    // not UTF-8
+           {"\xc0\x8a", "\\xc0\\x8a"},                    // overlong line feed
+           {"\xe0\x80\x8a", "\\xe0\\x80\\x8a"},           // overlong line feed
+           {"\xf0\x80\x80\x8a", "\\xf0\\x80\\x80\\x8a"},  // overlong line feed
+           {"\xed\xa0\x80", "\\xed\\xa0\\x80"},           // surrogate
+           {"\xf4\x90\x80\x80", "\\xf4\\x90\\x80\\x80"},  // above U+10FFFF
+           {"\xe2\x82", "\\xe2\\x82"},                    // cut short
            {"\xc3(", "\\xc3("},
        }) {
     CAPTURE(row.out);
@@ -145,13 +154,14 @@ TEST_CASE("units: sizes are read exactly or refused") {
     std::string_view text;
     std::uint64_t bytes;
   };
+  constexpr std::uint64_t kMib = std::uint64_t{1} << 20;
   constexpr std::uint64_t kGib = std::uint64_t{1} << 30;
   for (const Row& row : std::vector<Row>{{"0", 0},
                                          {"1", 1},
                                          {"4096", 4096},
-                                         {"512M", 512 * 1024 * 1024},
-                                         {"512m", 512 * 1024 * 1024},
-                                         {"512MiB", 512 * 1024 * 1024},
+                                         {"512M", 512 * kMib},
+                                         {"512m", 512 * kMib},
+                                         {"512MiB", 512 * kMib},
                                          {"4GiB", 4 * kGib},
                                          {"1k", 1024},
                                          {"3T", 3072 * kGib},
@@ -163,8 +173,9 @@ TEST_CASE("units: sizes are read exactly or refused") {
     CHECK(*size == row.bytes);
     CHECK(*ParseSize(FormatSize(*size)) == row.bytes);
   }
-  for (const std::string_view text : {"", "M", "-1", "+1", " 1", "1 ", "1 M", "1.5G", "1MB", "1mib ", "1Mi", "1GIB", "1P", "0x10", "1e3",
-                                      "18446744073709551616", "16777216T", "18014398509481985K"}) {
+  for (const std::string_view text :
+       {"", "M", "-1", "+1", " 1", "1 ", "1 M", "1.5G", "1MB", "1mib ", "1Mi", "1GIB", "1P", "0x10",
+        "1e3", "18446744073709551616", "16777216T", "18014398509481985K"}) {
     CAPTURE(text);
     const Result<std::uint64_t> size = ParseSize(text);
     REQUIRE_FALSE(size);

@@ -12,7 +12,9 @@
 namespace postern::bus {
 namespace {
 
-bool IsWidth(std::size_t size) { return size == 1 || size == 2 || size == 4 || size == 8; }
+bool IsWidth(std::size_t size) {
+  return size == 1 || size == 2 || size == 4 || size == 8;
+}
 
 std::uint64_t ToInteger(std::span<const std::byte> data) {
   std::uint64_t value = 0;
@@ -30,14 +32,15 @@ struct Registration::Entry {
   MmioHandler& handler;
   Mutex& lock;
   const std::string name;
-  // Cleared under `lock`, and read again under it by a dispatch that found this entry in a table since replaced.
+  // Cleared under `lock`, and read again under it by a dispatch that found this entry in a table
+  // since replaced.
   std::atomic<bool> registered{true};
   Counter reads;
   Counter writes;
 };
 
-// Dispatch copies a reference to the table under `mutex` and then works on what it holds: a device may change the bus from inside
-// its handler, and no vCPU waits for another's device.
+// Dispatch copies a reference to the table under `mutex` and then works on what it holds: a device
+// may change the bus from inside its handler, and no vCPU waits for another's device.
 struct Bus::Impl {
   using Entry = Registration::Entry;
 
@@ -157,7 +160,8 @@ Bus::~Bus() = default;
 
 Result<Registration> Bus::Add(std::uint64_t base, std::uint64_t size, MmioHandler& handler,
                               Mutex& lock, std::string name) {
-  if (size == 0 || !postern::CheckedAdd(base, size - 1)) return Err(Errc::kInvalidArgument, "bus range");
+  if (size == 0 || !postern::CheckedAdd(base, size - 1))
+    return Err(Errc::kInvalidArgument, "bus range");
   auto entry = std::make_shared<Registration::Entry>(base, size, handler, lock, std::move(name));
   auto next = std::make_shared<Impl::Table>(impl_->gate);
   std::shared_ptr<Impl::Table> old;
@@ -167,7 +171,8 @@ Result<Registration> Bus::Add(std::uint64_t base, std::uint64_t size, MmioHandle
     const auto after =
         std::upper_bound(entries.begin(), entries.end(), base,
                          [](std::uint64_t b, const auto& other) { return b < other->base; });
-    if (after != entries.end() && (*after)->base - base < size) return Err(Errc::kOverlap, "bus range");
+    if (after != entries.end() && (*after)->base - base < size)
+      return Err(Errc::kOverlap, "bus range");
     if (after != entries.begin()) {
       const auto& before = *std::prev(after);
       if (base - before->base < before->size) return Err(Errc::kOverlap, "bus range");
@@ -183,13 +188,14 @@ Result<Registration> Bus::Add(std::uint64_t base, std::uint64_t size, MmioHandle
 
 void Bus::Read(std::uint64_t address, std::span<std::byte> data) {
   const std::shared_ptr<const Impl::Table> table = impl_->Snapshot();
-  if (auto* entry = impl_->Match(*table, address, data.size(), impl_->unmatched_reads); entry != nullptr) {
+  if (auto* entry = impl_->Match(*table, address, data.size(), impl_->unmatched_reads);
+      entry != nullptr) {
     const MutexLock lock(entry->lock);
     if (entry->registered.load(std::memory_order_relaxed)) {
       entry->reads.Add();
       entry->handler.Read(address - entry->base, data);
-      LOG_TRACE("bus", "{} +{:#x} read{} {:#x}", entry->name, address - entry->base, data.size() * 8,
-                ToInteger(data));
+      LOG_TRACE("bus", "{} +{:#x} read{} {:#x}", entry->name, address - entry->base,
+                data.size() * 8, ToInteger(data));
       return;
     }
     impl_->unmatched_reads.Add();
@@ -200,12 +206,13 @@ void Bus::Read(std::uint64_t address, std::span<std::byte> data) {
 
 void Bus::Write(std::uint64_t address, std::span<const std::byte> data) {
   const std::shared_ptr<const Impl::Table> table = impl_->Snapshot();
-  if (auto* entry = impl_->Match(*table, address, data.size(), impl_->unmatched_writes); entry != nullptr) {
+  if (auto* entry = impl_->Match(*table, address, data.size(), impl_->unmatched_writes);
+      entry != nullptr) {
     const MutexLock lock(entry->lock);
     if (entry->registered.load(std::memory_order_relaxed)) {
       entry->writes.Add();
-      LOG_TRACE("bus", "{} +{:#x} write{} {:#x}", entry->name, address - entry->base, data.size() * 8,
-                ToInteger(data));
+      LOG_TRACE("bus", "{} +{:#x} write{} {:#x}", entry->name, address - entry->base,
+                data.size() * 8, ToInteger(data));
       entry->handler.Write(address - entry->base, data);
       return;
     }
@@ -224,7 +231,8 @@ std::vector<RangeInfo> Bus::Ranges() const {
   std::vector<RangeInfo> ranges;
   ranges.reserve(table->entries.size());
   for (const auto& entry : table->entries) {
-    ranges.push_back({entry->base, entry->size, entry->name, entry->reads.Get(), entry->writes.Get()});
+    ranges.push_back(
+        {entry->base, entry->size, entry->name, entry->reads.Get(), entry->writes.Get()});
   }
   return ranges;
 }
@@ -233,7 +241,8 @@ void Bus::ReportCounters(CounterSink& sink) const {
   std::uint64_t reads = 0;
   std::uint64_t writes = 0;
   {
-    // Under the lock, so that a range given up meanwhile is counted once: here or among the past ones.
+    // Under the lock, so that a range given up meanwhile is counted once: here or among the past
+    // ones.
     const MutexLock lock(impl_->mutex);
     reads = impl_->past_reads.Get();
     writes = impl_->past_writes.Get();

@@ -2,12 +2,14 @@
 
 // Bus: address ranges of one kind (MMIO or port I/O) and their handlers.
 //
-// Semantics of rust-vmm's vm-device Bus, with two differences: an access that no range claims, or that straddles the end of one,
-// reads as all ones and is ignored when written (both counted), and registration happens whole or not at all.
+// Semantics of rust-vmm's vm-device Bus, with two differences: an access that no range claims, or
+// that straddles the end of one, reads as all ones and is ignored when written (both counted), and
+// registration happens whole or not at all.
 //
-// Ownership: handlers and locks belong to the device and outlive their Registration. Threads: Read and Write from any vCPU thread.
-// Add from any thread. A Registration is destroyed or reset by a thread that holds the lock it was registered with (a device that
-// disables its own BAR does so inside its own handler) or while no vCPU runs; after that no handler call is in progress.
+// Ownership: handlers and locks belong to the device and outlive their Registration. Threads: Read
+// and Write from any vCPU thread. Add from any thread. A Registration is destroyed or reset by a
+// thread that holds the lock it was registered with (a device that disables its own BAR does so
+// inside its own handler) or while no vCPU runs; after that no handler call is in progress.
 
 #include <cstdint>
 #include <memory>
@@ -46,7 +48,7 @@ struct RangeInfo {
   std::uint64_t base;
   std::uint64_t size;
   std::string name;
-  std::uint64_t reads;   // accesses its handler took
+  std::uint64_t reads;  // accesses its handler took
   std::uint64_t writes;
 };
 
@@ -57,20 +59,23 @@ class Bus {
   Bus(const Bus&) = delete;
   Bus& operator=(const Bus&) = delete;
 
-  // kInvalidArgument if size is 0 or base + size - 1 wraps, kOverlap if any byte is taken. `name` is for tracing and listings.
+  // kInvalidArgument if size is 0 or base + size - 1 wraps, kOverlap if any byte is taken. `name`
+  // is for tracing and listings.
   [[nodiscard]] Result<Registration> Add(std::uint64_t base, std::uint64_t size,
                                          MmioHandler& handler, Mutex& lock, std::string name);
 
   void Read(std::uint64_t address, std::span<std::byte> data);
   void Write(std::uint64_t address, std::span<const std::byte> data);
 
-  // Returns when no access that had begun before the call is still under way with a range that is given up by now: a vCPU may have
-  // found such a range and still wait for the device's lock. Called between Registration::Reset and destroying the device and its lock
-  // while vCPUs run (hot unplug); never from a handler or with a device's lock held.
+  // Returns when no access that had begun before the call is still under way with a range that is
+  // given up by now: a vCPU may have found such a range and still wait for the device's lock.
+  // Called between Registration::Reset and destroying the device and its lock while vCPUs run (hot
+  // unplug); never from a handler or with a device's lock held.
   void Drain() const;
 
   [[nodiscard]] std::vector<RangeInfo> Ranges() const;
-  // reads, writes, and the accesses that no range took: unmatched_reads, unmatched_writes, straddles, odd_widths.
+  // reads, writes, and the accesses that no range took: unmatched_reads, unmatched_writes,
+  // straddles, odd_widths.
   void ReportCounters(CounterSink& sink) const;
 
  private:

@@ -2,12 +2,12 @@
 
 #include "src/bus/bus.h"
 
-#include <benchmark/benchmark.h>
-
 #include <array>
 #include <cstdlib>
 #include <utility>
 #include <vector>
+
+#include <benchmark/benchmark.h>
 
 namespace postern::bus {
 namespace {

@@ -47,7 +47,9 @@ class Recorder : public MmioHandler {
 class CounterMap : public CounterSink {
  public:
   explicit CounterMap(const Bus& bus) { bus.ReportCounters(*this); }
-  void Add(std::string_view name, std::uint64_t value) override { values_[std::string(name)] = value; }
+  void Add(std::string_view name, std::uint64_t value) override {
+    values_[std::string(name)] = value;
+  }
   std::uint64_t operator[](const std::string& name) const { return values_.at(name); }
 
  private:
@@ -68,38 +70,40 @@ void Write(Bus& bus, std::uint64_t address, std::uint64_t value, std::size_t wid
   bus.Write(address, std::span<const std::byte>(data).first(width));
 }
 
-Registration Take(Bus& bus, std::uint64_t base, std::uint64_t size, MmioHandler& handler, Mutex& lock, const char* name = "device") {
+Registration Take(Bus& bus, std::uint64_t base, std::uint64_t size, MmioHandler& handler,
+                  Mutex& lock, const char* name = "device") {
   Result<Registration> registration = bus.Add(base, size, handler, lock, name);
   REQUIRE(registration);
   return std::move(*registration);
 }
 
-TEST_CASE("bus: a range is refused when it is empty, wraps or overlaps another, and then nothing has changed") {
+TEST_CASE(
+    "bus: a range is refused when it is empty, wraps or overlaps another, and then nothing has "
+    "changed") {
   Bus bus;
   Mutex lock;
   Recorder handler;
   const Registration taken = Take(bus, 0x1000, 0x100, handler, lock, "taken");
   const Registration last = Take(bus, kTop - 0xf, 0x10, handler, lock, "last");
   struct Row {
-    const char* name;
-    std::uint64_t base;
-    std::uint64_t size;
+    const char* name = nullptr;
+    std::uint64_t base = 0;
+    std::uint64_t size = 0;
     std::optional<Errc> error;
   };
-  for (const Row& row : {Row{"nothing", 0x5000, 0, Errc::kInvalidArgument},
-                         Row{"nothing in a taken range", 0x1000, 0, Errc::kInvalidArgument},
-                         Row{"wraps by one byte", kTop, 2, Errc::kInvalidArgument},
-                         Row{"wraps", 0x10, kTop, Errc::kInvalidArgument},
-                         Row{"the same", 0x1000, 0x100, Errc::kOverlap},
-                         Row{"inside", 0x1010, 1, Errc::kOverlap},
-                         Row{"around", 0xfff, 0x102, Errc::kOverlap},
-                         Row{"the first byte", 0xff0, 0x11, Errc::kOverlap},
-                         Row{"the last byte", 0x10ff, 0x100, Errc::kOverlap},
-                         Row{"everything but the last byte", 0, kTop, Errc::kOverlap},
-                         Row{"the last byte of the address space", kTop, 1, Errc::kOverlap},
-                         Row{"right before", 0xff0, 0x10, std::nullopt},
-                         Row{"right after", 0x1100, 1, std::nullopt},
-                         Row{"right before the last", kTop - 0x1f, 0x10, std::nullopt}}) {
+  for (const Row& row :
+       {Row{"nothing", 0x5000, 0, Errc::kInvalidArgument},
+        Row{"nothing in a taken range", 0x1000, 0, Errc::kInvalidArgument},
+        Row{"wraps by one byte", kTop, 2, Errc::kInvalidArgument},
+        Row{"wraps", 0x10, kTop, Errc::kInvalidArgument},
+        Row{"the same", 0x1000, 0x100, Errc::kOverlap}, Row{"inside", 0x1010, 1, Errc::kOverlap},
+        Row{"around", 0xfff, 0x102, Errc::kOverlap},
+        Row{"the first byte", 0xff0, 0x11, Errc::kOverlap},
+        Row{"the last byte", 0x10ff, 0x100, Errc::kOverlap},
+        Row{"everything but the last byte", 0, kTop, Errc::kOverlap},
+        Row{"the last byte of the address space", kTop, 1, Errc::kOverlap},
+        Row{"right before", 0xff0, 0x10, std::nullopt}, Row{"right after", 0x1100, 1, std::nullopt},
+        Row{"right before the last", kTop - 0x1f, 0x10, std::nullopt}}) {
     CAPTURE(row.name);
     const Result<Registration> added = bus.Add(row.base, row.size, handler, lock, "x");
     CHECK(added.has_value() == !row.error.has_value());
@@ -152,7 +156,9 @@ TEST_CASE("bus: an access reaches the handler of its range with an offset, first
   const CounterMap counters(bus);
   CHECK(counters["reads"] == 5);
   CHECK(counters["writes"] == 2);
-  CHECK(counters["unmatched_reads"] + counters["unmatched_writes"] + counters["straddles"] + counters["odd_widths"] == 0);
+  CHECK(counters["unmatched_reads"] + counters["unmatched_writes"] + counters["straddles"] +
+            counters["odd_widths"] ==
+        0);
   CHECK(bus.Ranges()[0].reads == 2);
   CHECK(bus.Ranges()[1].writes == 2);
 }
@@ -207,7 +213,8 @@ TEST_CASE("bus: widths that are not 1, 2, 4 or 8 never reach a handler") {
   CHECK(CounterMap(bus)["odd_widths"] == 16);
 }
 
-TEST_CASE("bus: a registration gives its range up once, when it is reset, destroyed or assigned to") {
+TEST_CASE(
+    "bus: a registration gives its range up once, when it is reset, destroyed or assigned to") {
   Bus bus;
   Mutex lock;
   Recorder handler(0x11);
@@ -215,7 +222,8 @@ TEST_CASE("bus: a registration gives its range up once, when it is reset, destro
     Registration a = Take(bus, 0x1000, 0x10, handler, lock);
     CHECK(a.active());
     Registration b = std::move(a);
-    CHECK_FALSE(a.active());  // NOLINT(bugprone-use-after-move): what a moved-from Registration is, is the point
+    CHECK_FALSE(a.active());  // NOLINT(bugprone-use-after-move): what a moved-from Registration is,
+                              // is the point
     a.Reset();
     CHECK(Read(bus, 0x1000, 1) == 0x11);
     b = Take(bus, 0x2000, 0x10, handler, lock);
@@ -253,7 +261,9 @@ TEST_CASE("bus: a handler may move its own range while it serves an access") {
   CHECK(bus.Ranges().empty());
 }
 
-TEST_CASE("bus: handlers of one lock run one at a time, and those of different locks do not wait for each other") {
+TEST_CASE(
+    "bus: handlers of one lock run one at a time, and those of different locks do not wait for "
+    "each other") {
   Bus bus;
   Mutex shared;
   Mutex own;
@@ -268,6 +278,7 @@ TEST_CASE("bus: handlers of one lock run one at a time, and those of different l
   const Registration c = Take(bus, 0x3000, 8, other, own);
   {
     std::vector<Thread> vcpus;
+    vcpus.reserve(4);
     for (std::uint64_t t = 0; t < 4; ++t) {
       vcpus.push_back(std::move(*Thread::Start("vcpu", [&bus, t] {
         for (int i = 0; i < 2000; ++i) Write(bus, 0x1000 + 0x1000 * (t % 2), 1, 4);
@@ -280,10 +291,12 @@ TEST_CASE("bus: handlers of one lock run one at a time, and those of different l
   CHECK(Read(bus, 0x3000, 1) == 0x33);
 }
 
-TEST_CASE("bus: no handler runs after its registration was reset under the lock, whatever vCPUs do") {
+TEST_CASE(
+    "bus: no handler runs after its registration was reset under the lock, whatever vCPUs do") {
   Bus bus;
   std::atomic<bool> stop{false};
   std::vector<Thread> vcpus;
+  vcpus.reserve(3);
   for (int t = 0; t < 3; ++t) {
     vcpus.push_back(std::move(*Thread::Start("vcpu", [&] {
       while (!stop.load(std::memory_order_relaxed)) {
@@ -295,7 +308,8 @@ TEST_CASE("bus: no handler runs after its registration was reset under the lock,
   std::uint64_t served = 0;
   bool late = false;
   for (int i = 0; i < 500; ++i) {
-    // The device and its lock are made and destroyed while vCPUs hammer the range: hot plug and unplug.
+    // The device and its lock are made and destroyed while vCPUs hammer the range: hot plug and
+    // unplug.
     auto device_lock = std::make_unique<Mutex>();
     auto handler = std::make_unique<Recorder>(std::uint8_t{0x11});
     bool gone = false;

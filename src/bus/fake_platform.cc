@@ -12,7 +12,7 @@ namespace postern::bus {
 using memory::Access;
 using memory::Gpa;
 
-// ---------------------------------------------------------------------------------------------------------------- interrupts
+// --- interrupts ---
 
 namespace {
 
@@ -46,7 +46,8 @@ struct FakeInterruptSource::Impl {
 
   // What irqfd does as soon as the eventfd is signalled.
   void Poll(Route& route) REQUIRES(mutex) {
-    if (route.state.exists && !route.state.masked && route.state.message) Deliver(route, route.trigger.Consume());
+    if (route.state.exists && !route.state.masked && route.state.message)
+      Deliver(route, route.trigger.Consume());
     route.state.pending = route.state.exists && route.trigger.Pending();
   }
 
@@ -89,11 +90,12 @@ class FakeMsiRoute final : public MsiRoute {
     const bool unmasks = route_->state.masked && !masked;
     route_->state.masked = masked;
     // Signals that collected are one interrupt: the pending bit has no count.
-    if (unmasks && route_->state.message && route_->trigger.Consume() != 0) impl_->Deliver(*route_, 1);
+    if (unmasks && route_->state.message && route_->trigger.Consume() != 0)
+      impl_->Deliver(*route_, 1);
     return {};
   }
 
-  const EventFd& trigger() const override { return route_->trigger; }
+  [[nodiscard]] const EventFd& trigger() const override { return route_->trigger; }
 
  private:
   std::shared_ptr<FakeInterruptSource::Impl> impl_;
@@ -111,7 +113,7 @@ class FakeIrqLine final : public IrqLine {
     wire_->state.exists = false;
     wire_->resample = nullptr;
   }
-  const EventFd& trigger() const override { return wire_->trigger; }
+  [[nodiscard]] const EventFd& trigger() const override { return wire_->trigger; }
   void SetLevel(bool high) override {
     const MutexLock lock(impl_->mutex);
     if (high && !wire_->state.high) ++wire_->state.rises;
@@ -138,7 +140,8 @@ Result<std::unique_ptr<MsiRoute>> FakeInterruptSource::NewMsi() {
   return std::unique_ptr<MsiRoute>(std::make_unique<FakeMsiRoute>(impl_, std::move(route)));
 }
 
-Result<std::unique_ptr<IrqLine>> FakeInterruptSource::NewLine(std::uint32_t gsi, const EventFd* resample) {
+Result<std::unique_ptr<IrqLine>> FakeInterruptSource::NewLine(std::uint32_t gsi,
+                                                              const EventFd* resample) {
   auto wire = std::make_shared<Wire>(TRY(EventFd::Create()));
   wire->resample = resample;
   wire->state.exists = true;
@@ -193,11 +196,11 @@ void FakeInterruptSource::EndOfInterrupt(std::uint32_t gsi) {
   if (it != impl_->wires.end() && it->second->resample != nullptr) it->second->resample->Signal();
 }
 
-// --------------------------------------------------------------------------------------------------------------------- pages
+// --- pages ---
 
 struct FakePageMapper::Impl {
   mutable Mutex mutex;
-  std::map<std::uint64_t, MappingState> mappings GUARDED_BY(mutex);  // by address
+  std::map<std::uint64_t, MappingState> mappings GUARDED_BY(mutex);   // by address
   std::map<std::uint64_t, std::uint64_t> occupied GUARDED_BY(mutex);  // base to size
 
   [[nodiscard]] bool Taken(std::uint64_t base, std::uint64_t size) const REQUIRES(mutex) {
@@ -220,7 +223,8 @@ struct FakePageMapper::Impl {
     const MappingState& mapping = std::prev(after)->second;
     const std::uint64_t offset = gpa.value - mapping.gpa.value;
     if (offset >= mapping.pages.length || mapping.pages.length - offset < length) return nullptr;
-    if (mapping.pages.address == nullptr || (writes && mapping.access == Access::kRead)) return nullptr;
+    if (mapping.pages.address == nullptr || (writes && mapping.access == Access::kRead))
+      return nullptr;
     return mapping.pages.address + offset;
   }
 };
@@ -229,7 +233,8 @@ namespace {
 
 class FakeMapping final : public Mapping {
  public:
-  FakeMapping(std::shared_ptr<FakePageMapper::Impl> impl, std::uint64_t base) : impl_(std::move(impl)), base_(base) {}
+  FakeMapping(std::shared_ptr<FakePageMapper::Impl> impl, std::uint64_t base)
+      : impl_(std::move(impl)), base_(base) {}
   FakeMapping(const FakeMapping&) = delete;
   FakeMapping& operator=(const FakeMapping&) = delete;
   ~FakeMapping() override {
@@ -247,7 +252,8 @@ class FakeMapping final : public Mapping {
 FakePageMapper::FakePageMapper() : impl_(std::make_shared<Impl>()) {}
 FakePageMapper::~FakePageMapper() = default;
 
-Result<std::unique_ptr<Mapping>> FakePageMapper::Map(Gpa gpa, const HostPages& pages, Access access) {
+Result<std::unique_ptr<Mapping>> FakePageMapper::Map(Gpa gpa, const HostPages& pages,
+                                                     Access access) {
   if (pages.length == 0 || pages.length % 4096 != 0 || gpa.value % 4096 != 0 ||
       !gpa.CheckedAdd(pages.length - 1) || (pages.address == nullptr && pages.fd < 0)) {
     return Err(Errc::kInvalidArgument, "map pages");
@@ -289,7 +295,7 @@ bool FakePageMapper::GuestRead(Gpa gpa, std::span<std::byte> data) {
   return true;
 }
 
-// ----------------------------------------------------------------------------------------------------------------- doorbells
+// --- doorbells ---
 
 struct FakeDoorbells::Impl {
   struct Bell {
@@ -308,7 +314,8 @@ namespace {
 
 class FakeDoorbell final : public Doorbell {
  public:
-  FakeDoorbell(std::shared_ptr<FakeDoorbells::Impl> impl, std::uint64_t id) : impl_(std::move(impl)), id_(id) {}
+  FakeDoorbell(std::shared_ptr<FakeDoorbells::Impl> impl, std::uint64_t id)
+      : impl_(std::move(impl)), id_(id) {}
   FakeDoorbell(const FakeDoorbell&) = delete;
   FakeDoorbell& operator=(const FakeDoorbell&) = delete;
   ~FakeDoorbell() override {

@@ -84,14 +84,18 @@ TEST_CASE("fake_platform: pages are mapped where nothing is, and reached as the 
   mapper.Occupy(Gpa(0), 0x10000);
   alignas(4096) static std::array<std::byte, 8192> host{};
   const HostPages pages{.address = host.data(), .length = host.size()};
-  std::unique_ptr<Mapping> mapping = std::move(*mapper.Map(Gpa(0x20000), pages, Access::kReadWrite));
+  std::unique_ptr<Mapping> mapping =
+      std::move(*mapper.Map(Gpa(0x20000), pages, Access::kReadWrite));
   for (const std::uint64_t gpa : {0xf000ULL, 0x1f000ULL, 0x20000ULL, 0x21000ULL}) {
     CAPTURE(gpa);
     CHECK(mapper.Map(Gpa(gpa), pages, Access::kRead).error().code == Errc::kOverlap);
   }
   CHECK(mapper.Map(Gpa(0x30800), pages, Access::kRead).error().code == Errc::kInvalidArgument);
-  CHECK(mapper.Map(Gpa(0x30000), {.address = host.data(), .length = 100}, Access::kRead).error().code == Errc::kInvalidArgument);
-  CHECK(mapper.Map(Gpa(0x30000), {.length = 4096}, Access::kRead).error().code == Errc::kInvalidArgument);
+  CHECK(mapper.Map(Gpa(0x30000), {.address = host.data(), .length = 100}, Access::kRead)
+            .error()
+            .code == Errc::kInvalidArgument);
+  CHECK(mapper.Map(Gpa(0x30000), {.length = 4096}, Access::kRead).error().code ==
+        Errc::kInvalidArgument);
   const std::array<std::byte, 2> data{std::byte{1}, std::byte{2}};
   CHECK(mapper.GuestWrite(Gpa(0x21ffe), data));
   CHECK(host[8191] == std::byte{2});
@@ -116,7 +120,8 @@ TEST_CASE("fake_platform: a doorbell takes the writes it matches") {
   std::unique_ptr<Doorbell> b = std::move(*doorbells.Register(Gpa(0x2000), 2, 7, one));
   CHECK(doorbells.Register(Gpa(0x1000), 4, std::nullopt, one).error().code == Errc::kOverlap);
   CHECK(doorbells.Register(Gpa(0x2000), 2, 7, one).error().code == Errc::kOverlap);
-  CHECK(doorbells.Register(Gpa(0x3000), 3, std::nullopt, one).error().code == Errc::kInvalidArgument);
+  CHECK(doorbells.Register(Gpa(0x3000), 3, std::nullopt, one).error().code ==
+        Errc::kInvalidArgument);
   CHECK(doorbells.Register(Gpa(0x3000), 0, 1, one).error().code == Errc::kInvalidArgument);
   CHECK(doorbells.Write(Gpa(0x1000), 1, 99));
   CHECK(doorbells.Write(Gpa(0x1000), 4, 99));

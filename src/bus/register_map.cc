@@ -15,19 +15,25 @@ std::uint64_t MaskOf(std::size_t width) {
 // Registers are little-endian whatever the host is.
 std::uint64_t FromBytes(std::span<const std::byte> data) {
   std::uint64_t value = 0;
-  for (std::size_t i = 0; i < data.size(); ++i) value |= std::to_integer<std::uint64_t>(data[i]) << (8 * i);
+  for (std::size_t i = 0; i < data.size(); ++i)
+    value |= std::to_integer<std::uint64_t>(data[i]) << (8 * i);
   return value;
 }
 
 void ToBytes(std::uint64_t value, std::span<std::byte> data) {
-  for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::byte>(value >> (8 * i) & 0xff);
+  for (std::size_t i = 0; i < data.size(); ++i)
+    data[i] = static_cast<std::byte>(value >> (8 * i) & 0xff);
 }
 
 }  // namespace
 
 RegisterFile::RegisterFile(std::span<const RegisterRow> rows, RegisterOwner& owner,
                            std::string_view trace_name)
-    : rows_(rows), owner_(owner), trace_name_(trace_name), values_(rows.size()), accesses_(rows.size()) {
+    : rows_(rows),
+      owner_(owner),
+      trace_name_(trace_name),
+      values_(rows.size()),
+      accesses_(rows.size()) {
   CHECK(IsWellFormed(rows));
   Reset();
 }
@@ -35,27 +41,31 @@ RegisterFile::RegisterFile(std::span<const RegisterRow> rows, RegisterOwner& own
 const RegisterRow* RegisterFile::Find(std::uint64_t offset, std::size_t width) const {
   if (width != 1 && width != 2 && width != 4 && width != 8) return nullptr;
   if (offset % width != 0) return nullptr;
-  const auto after = std::upper_bound(rows_.begin(), rows_.end(), offset,
-                                      [](std::uint64_t o, const RegisterRow& row) { return o < row.offset; });
+  const auto after =
+      std::upper_bound(rows_.begin(), rows_.end(), offset,
+                       [](std::uint64_t o, const RegisterRow& row) { return o < row.offset; });
   if (after == rows_.begin()) return nullptr;
   const RegisterRow& row = *std::prev(after);
-  // Natural alignment on both sides: an access no wider than the row that begins in it also ends in it.
+  // Natural alignment on both sides: an access no wider than the row that begins in it also ends in
+  // it.
   return width <= row.width && offset - row.offset < row.width ? &row : nullptr;
 }
 
-bool RegisterFile::IsPair(std::uint64_t offset, std::size_t width) const {
-  if (width != 8 || offset % 8 != 0) return false;
+const RegisterRow* RegisterFile::FindPair(std::uint64_t offset, std::size_t width) const {
+  if (width != 8 || offset % 8 != 0) return nullptr;
   const RegisterRow* low = Find(offset, 4);
-  const RegisterRow* high = Find(offset + 4, 4);  // offset is a multiple of 8: no wrap
-  return low != nullptr && high != nullptr && low->width == 4 && high->width == 4;
+  // Rows are sorted and disjoint: the one above, if there is one, is the next.
+  if (low == nullptr || low->width != 4 || low == &rows_.back()) return nullptr;
+  const RegisterRow* high = low + 1;
+  return high->width == 4 && high->offset == std::uint64_t{low->offset} + 4 ? low : nullptr;
 }
 
 void RegisterFile::Read(std::uint64_t offset, std::span<std::byte> data) {
   if (const RegisterRow* row = Find(offset, data.size()); row != nullptr) {
     ReadRow(*row, offset, data);
-  } else if (IsPair(offset, data.size())) {
-    ReadRow(*Find(offset, 4), offset, data.first(4));
-    ReadRow(*Find(offset + 4, 4), offset + 4, data.subspan(4));
+  } else if (const RegisterRow* low = FindPair(offset, data.size()); low != nullptr) {
+    ReadRow(low[0], offset, data.first(4));
+    ReadRow(low[1], offset + 4, data.subspan(4));
   } else {
     refused_.Add();
     std::fill(data.begin(), data.end(), std::byte{0});
@@ -66,16 +76,17 @@ void RegisterFile::Read(std::uint64_t offset, std::span<std::byte> data) {
 void RegisterFile::Write(std::uint64_t offset, std::span<const std::byte> data) {
   if (const RegisterRow* row = Find(offset, data.size()); row != nullptr) {
     WriteRow(*row, offset, data);
-  } else if (IsPair(offset, data.size())) {
-    WriteRow(*Find(offset, 4), offset, data.first(4));
-    WriteRow(*Find(offset + 4, 4), offset + 4, data.subspan(4));
+  } else if (const RegisterRow* low = FindPair(offset, data.size()); low != nullptr) {
+    WriteRow(low[0], offset, data.first(4));
+    WriteRow(low[1], offset + 4, data.subspan(4));
   } else {
     refused_.Add();
     LOG_TRACE("bus", "{}: write of {} bytes at {:#x} refused", trace_name_, data.size(), offset);
   }
 }
 
-void RegisterFile::ReadRow(const RegisterRow& row, std::uint64_t offset, std::span<std::byte> data) {
+void RegisterFile::ReadRow(const RegisterRow& row, std::uint64_t offset,
+                           std::span<std::byte> data) {
   const auto index = static_cast<std::size_t>(&row - rows_.data());
   ++accesses_[index];
   std::uint64_t value = values_[index];
@@ -84,7 +95,8 @@ void RegisterFile::ReadRow(const RegisterRow& row, std::uint64_t offset, std::sp
   ToBytes(value >> (8 * (offset - row.offset)), data);
 }
 
-void RegisterFile::WriteRow(const RegisterRow& row, std::uint64_t offset, std::span<const std::byte> data) {
+void RegisterFile::WriteRow(const RegisterRow& row, std::uint64_t offset,
+                            std::span<const std::byte> data) {
   const auto index = static_cast<std::size_t>(&row - rows_.data());
   ++accesses_[index];
   const std::uint64_t shift = 8 * (offset - row.offset);
@@ -99,13 +111,16 @@ void RegisterFile::WriteRow(const RegisterRow& row, std::uint64_t offset, std::s
 }
 
 std::size_t RegisterFile::IndexOf(std::uint32_t offset) const {
-  const auto it = std::lower_bound(rows_.begin(), rows_.end(), offset,
-                                   [](const RegisterRow& row, std::uint32_t o) { return row.offset < o; });
+  const auto it =
+      std::lower_bound(rows_.begin(), rows_.end(), offset,
+                       [](const RegisterRow& row, std::uint32_t o) { return row.offset < o; });
   CHECK(it != rows_.end() && it->offset == offset);
   return static_cast<std::size_t>(it - rows_.begin());
 }
 
-std::uint64_t RegisterFile::Get(std::uint32_t offset) const { return values_[IndexOf(offset)]; }
+std::uint64_t RegisterFile::Get(std::uint32_t offset) const {
+  return values_[IndexOf(offset)];
+}
 
 void RegisterFile::Set(std::uint32_t offset, std::uint64_t value) {
   const std::size_t index = IndexOf(offset);

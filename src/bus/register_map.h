@@ -1,6 +1,7 @@
 #pragma once
 
-// RegisterMap and RegisterFile: a block of trapped registers as a table, one row per row of its specification.
+// RegisterMap and RegisterFile: a block of trapped registers as a table, one row per row of its
+// specification.
 //
 //   constexpr auto kRegs = std::to_array<RegisterRow>({
 //       // offset width name      writable    w1c   reset  on access
@@ -10,12 +11,14 @@
 //   });
 //   static_assert(IsWellFormed(kRegs));
 //
-// RegisterFile holds the values and does what every block does alike: checks the width, masks read-only and reserved bits, applies
-// write-1-to-clear, stores, traces by name. The owner's one switch handles the rows that have a side effect.
+// RegisterFile holds the values and does what every block does alike: checks the width, masks
+// read-only and reserved bits, applies write-1-to-clear, stores, traces by name. The owner's one
+// switch handles the rows that have a side effect.
 //
-// Accepted accesses: inside one row, naturally aligned, 1, 2, 4 or 8 bytes and no wider than the row (a narrower write leaves the
-// other bytes alone). An 8-byte access may also cover two adjacent 4-byte rows (done as two 4-byte accesses, low first). Everything
-// else reads 0 and ignores the write, and is counted.
+// Accepted accesses: inside one row, naturally aligned, 1, 2, 4 or 8 bytes and no wider than the
+// row (a narrower write leaves the other bytes alone). An 8-byte access may also cover two adjacent
+// 4-byte rows (done as two 4-byte accesses, low first). Everything else reads 0 and ignores the
+// write, and is counted.
 //
 // Threads: not synchronised: the bus holds the device's lock.
 
@@ -54,8 +57,10 @@ struct RegisterRow {
   for (const RegisterRow& row : rows) {
     if (row.width != 1 && row.width != 2 && row.width != 4 && row.width != 8) return false;
     if (row.offset % row.width != 0 || row.offset < next) return false;
-    const std::uint64_t mask = row.width == 8 ? ~std::uint64_t{0} : (std::uint64_t{1} << (8 * row.width)) - 1;
-    if (((row.writable | row.w1c | row.reset) & ~mask) != 0 || (row.writable & row.w1c) != 0) return false;
+    const std::uint64_t mask =
+        row.width == 8 ? ~std::uint64_t{0} : (std::uint64_t{1} << (8 * row.width)) - 1;
+    if (((row.writable | row.w1c | row.reset) & ~mask) != 0 || (row.writable & row.w1c) != 0)
+      return false;
     next = std::uint64_t{row.offset} + row.width;
   }
   return true;
@@ -64,10 +69,12 @@ struct RegisterRow {
 class RegisterOwner {
  public:
   virtual ~RegisterOwner() = default;
-  // `old` and `now` are the whole register before and after; what the guest wrote to read-only and reserved bits is gone. For a
-  // write whose written bits matter beyond what was stored (a command), `written` is the raw value at the row's width; bytes that a
-  // narrower write left alone are 0 in it.
-  virtual void OnWrite(const RegisterRow& row, std::uint64_t old, std::uint64_t now, std::uint64_t written) = 0;
+  // `old` and `now` are the whole register before and after; what the guest wrote to read-only and
+  // reserved bits is gone. For a write whose written bits matter beyond what was stored (a
+  // command), `written` is the raw value at the row's width; bytes that a narrower write left alone
+  // are 0 in it.
+  virtual void OnWrite(const RegisterRow& row, std::uint64_t old, std::uint64_t now,
+                       std::uint64_t written) = 0;
   // What the guest reads; bits beyond the row's width are dropped. The store keeps its value.
   virtual std::uint64_t OnRead(const RegisterRow& row, std::uint64_t stored) {
     (void)row;
@@ -78,17 +85,20 @@ class RegisterOwner {
 class RegisterFile {
  public:
   // `rows` is a constexpr table (kept by reference). `trace_name` names the block in traces.
-  RegisterFile(std::span<const RegisterRow> rows, RegisterOwner& owner, std::string_view trace_name);
+  RegisterFile(std::span<const RegisterRow> rows, RegisterOwner& owner,
+               std::string_view trace_name);
 
   void Read(std::uint64_t offset, std::span<std::byte> data);
   void Write(std::uint64_t offset, std::span<const std::byte> data);
 
-  // The device's own side: no masks but the row's width, no callback. `offset` must be a row's (CHECK: our constant, not the guest's).
+  // The device's own side: no masks but the row's width, no callback. `offset` must be a row's
+  // (CHECK: our constant, not the guest's).
   [[nodiscard]] std::uint64_t Get(std::uint32_t offset) const;
   void Set(std::uint32_t offset, std::uint64_t value);
   void Reset();
 
-  // Values in row order, for saved state. Load refuses another length and values with bits that fit no row.
+  // Values in row order, for saved state. Load refuses another length and values with bits that fit
+  // no row.
   [[nodiscard]] std::vector<std::uint64_t> Save() const { return values_; }
   [[nodiscard]] Result<void> Load(std::span<const std::uint64_t> values);
 
@@ -101,8 +111,8 @@ class RegisterFile {
   // The row that takes a whole access, or null.
   [[nodiscard]] const RegisterRow* Find(std::uint64_t offset, std::size_t width) const;
   [[nodiscard]] std::size_t IndexOf(std::uint32_t offset) const;
-  // Whether an 8-byte access at `offset` covers two adjacent 4-byte rows.
-  [[nodiscard]] bool IsPair(std::uint64_t offset, std::size_t width) const;
+  // The low one of the two adjacent 4-byte rows that an 8-byte access covers, or null.
+  [[nodiscard]] const RegisterRow* FindPair(std::uint64_t offset, std::size_t width) const;
   void ReadRow(const RegisterRow& row, std::uint64_t offset, std::span<std::byte> data);
   void WriteRow(const RegisterRow& row, std::uint64_t offset, std::span<const std::byte> data);
   std::span<const RegisterRow> rows_;

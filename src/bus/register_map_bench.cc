@@ -2,9 +2,9 @@
 
 #include "src/bus/register_map.h"
 
-#include <benchmark/benchmark.h>
-
 #include <array>
+
+#include <benchmark/benchmark.h>
 
 namespace postern::bus {
 namespace {
@@ -23,7 +23,8 @@ static_assert(IsWellFormed(kFew) && IsWellFormed(kMany));
 
 class Owner : public RegisterOwner {
  public:
-  void OnWrite(const RegisterRow& row, std::uint64_t old, std::uint64_t now, std::uint64_t written) override {
+  void OnWrite(const RegisterRow& row, std::uint64_t old, std::uint64_t now,
+               std::uint64_t written) override {
     (void)row;
     (void)old;
     (void)now;
@@ -32,7 +33,8 @@ class Owner : public RegisterOwner {
 };
 
 std::span<const RegisterRow> Rows(const benchmark::State& state) {
-  return state.range(0) == 8 ? std::span<const RegisterRow>(kFew) : std::span<const RegisterRow>(kMany);
+  return state.range(0) == 8 ? std::span<const RegisterRow>(kFew)
+                             : std::span<const RegisterRow>(kMany);
 }
 
 void BM_RegisterFile_Read(benchmark::State& state) {

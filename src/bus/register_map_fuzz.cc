@@ -1,4 +1,7 @@
-// Any sequence of accesses against a model that keeps a register block as single bits of single bytes.
+// Any sequence of accesses against a model that keeps a register block as single bits of single
+// bytes.
+
+#include "src/bus/register_map.h"
 
 #include <array>
 #include <cstdint>
@@ -7,7 +10,6 @@
 #include <vector>
 
 #include "src/base/check.h"
-#include "src/bus/register_map.h"
 
 namespace postern::bus {
 namespace {
@@ -41,14 +43,18 @@ Model NewModel() {
   Model model;
   for (std::size_t r = 0; r < kRows.size(); ++r) {
     for (std::size_t i = 0; i < kRows[r].width; ++i) {
-      const auto byte = [i](std::uint64_t value) { return static_cast<std::uint8_t>(value >> (8 * i)); };
-      model[kRows[r].offset + i] = {true, r, byte(kRows[r].reset), byte(kRows[r].writable), byte(kRows[r].w1c)};
+      const auto byte = [i](std::uint64_t value) {
+        return static_cast<std::uint8_t>(value >> (8 * i));
+      };
+      model[kRows[r].offset + i] = {true, r, byte(kRows[r].reset), byte(kRows[r].writable),
+                                    byte(kRows[r].w1c)};
     }
   }
   return model;
 }
 
-// The header's rule, byte by byte: all bytes in one row, or in two adjacent 4-byte rows for an aligned 8-byte access.
+// The header's rule, byte by byte: all bytes in one row, or in two adjacent 4-byte rows for an
+// aligned 8-byte access.
 bool Accepted(const Model& model, std::uint64_t offset, std::size_t width) {
   if (width != 1 && width != 2 && width != 4 && width != 8) return false;
   if (offset % width != 0 || offset >= kSize || kSize - offset < width) return false;
@@ -65,7 +71,8 @@ bool Accepted(const Model& model, std::uint64_t offset, std::size_t width) {
 
 class Owner : public RegisterOwner {
  public:
-  void OnWrite(const RegisterRow& row, std::uint64_t old, std::uint64_t now, std::uint64_t written) override {
+  void OnWrite(const RegisterRow& row, std::uint64_t old, std::uint64_t now,
+               std::uint64_t written) override {
     CHECK((row.on_access & kOnWrite) != 0);
     const std::uint64_t changed = old ^ now;
     CHECK((changed & ~(row.writable | row.w1c)) == 0);
@@ -93,14 +100,18 @@ void Run(RegisterFile& file, Owner& owner, Model& model, const Step& step) {
     for (std::size_t i = 0; accepted && i < step.width; ++i) {
       ModelByte& byte = model[step.offset + i];
       const auto written = std::to_integer<std::uint8_t>(step.data[i]);
-      byte.value = static_cast<std::uint8_t>(((byte.value & ~byte.writable) | (written & byte.writable)) & ~(written & byte.w1c));
-      if ((i == 0 || byte.row != model[step.offset + i - 1].row) && (kRows[byte.row].on_access & kOnWrite) != 0) ++expected_calls;
+      byte.value = static_cast<std::uint8_t>(
+          ((byte.value & ~byte.writable) | (written & byte.writable)) & ~(written & byte.w1c));
+      if ((i == 0 || byte.row != model[step.offset + i - 1].row) &&
+          (kRows[byte.row].on_access & kOnWrite) != 0)
+        ++expected_calls;
     }
   } else {
     std::array<std::byte, 16> data = step.data;
     file.Read(step.offset, std::span(data).first(step.width));
     for (std::size_t i = 0; i < step.width; ++i) {
-      CHECK(std::to_integer<std::uint8_t>(data[i]) == (accepted ? model[step.offset + i].value : 0));
+      CHECK(std::to_integer<std::uint8_t>(data[i]) ==
+            (accepted ? model[step.offset + i].value : 0));
     }
     for (std::size_t i = step.width; i < data.size(); ++i) CHECK(data[i] == step.data[i]);
   }
@@ -119,14 +130,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::span<const std::uint8_t> input(data, size);
   while (input.size() >= 11) {
     Step step{};
-    // Bit 7: a far offset; bit 6: write; bits 0-4: width, any of 0..16 and the usual ones more often.
+    // Bit 7: a far offset; bit 6: write; bits 0-4: width, any of 0..16 and the usual ones more
+    // often.
     const std::uint8_t head = input[0];
     constexpr std::array<std::size_t, 4> kUsual{1, 2, 4, 8};
     step.width = (head & 0x10) != 0 ? kUsual[head % 4] : head % 16 + 1U;
     step.write = (head & 0x40) != 0;
     step.offset = input[1] % (kSize + 8);
     if ((head & 0x80) != 0) step.offset += std::uint64_t{input[2]} << (8 * (1 + head % 7));
-    for (std::size_t i = 0; i < step.data.size(); ++i) step.data[i] = static_cast<std::byte>(input[3 + i % 8]);
+    for (std::size_t i = 0; i < step.data.size(); ++i)
+      step.data[i] = static_cast<std::byte>(input[3 + i % 8]);
     Run(file, owner, model, step);
     input = input.subspan(11);
   }
@@ -136,7 +149,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   CHECK(file.Load(saved).has_value());
   CHECK(file.Save() == saved);
   std::vector<std::uint64_t> values(input.size());
-  for (std::size_t i = 0; i < input.size(); ++i) values[i] = std::uint64_t{input[i]} << (input[i] % 64);
+  for (std::size_t i = 0; i < input.size(); ++i)
+    values[i] = std::uint64_t{input[i]} << (input[i] % 64);
   const bool loaded = file.Load(values).has_value();
   CHECK(file.Save() == (loaded ? values : saved));
   return 0;

@@ -41,11 +41,14 @@ static_assert(WellFormed(RegisterRow{0xfffffff8, 8, "last", 0, 0, 0, kNone}));
 static_assert(!WellFormed(RegisterRow{0, 3, "odd width", 0, 0, 0, kNone}));
 static_assert(!WellFormed(RegisterRow{0, 0, "no width", 0, 0, 0, kNone}));
 static_assert(!WellFormed(RegisterRow{2, 4, "unaligned", 0, 0, 0, kNone}));
-static_assert(!WellFormed(RegisterRow{4, 4, "b", 0, 0, 0, kNone}, RegisterRow{0, 4, "unsorted", 0, 0, 0, kNone}));
-static_assert(!WellFormed(RegisterRow{0, 8, "a", 0, 0, 0, kNone}, RegisterRow{4, 4, "overlaps", 0, 0, 0, kNone}));
+static_assert(!WellFormed(RegisterRow{4, 4, "b", 0, 0, 0, kNone},
+                          RegisterRow{0, 4, "unsorted", 0, 0, 0, kNone}));
+static_assert(!WellFormed(RegisterRow{0, 8, "a", 0, 0, 0, kNone},
+                          RegisterRow{4, 4, "overlaps", 0, 0, 0, kNone}));
 static_assert(!WellFormed(RegisterRow{0, 2, "writable beyond width", 0x1'0000, 0, 0, kNone}));
 static_assert(!WellFormed(RegisterRow{0, 1, "w1c beyond width", 0, 0x100, 0, kNone}));
-static_assert(!WellFormed(RegisterRow{0, 4, "reset beyond width", 0, 0, std::uint64_t{1} << 32, kNone}));
+static_assert(!WellFormed(RegisterRow{0, 4, "reset beyond width", 0, 0, std::uint64_t{1} << 32,
+                                      kNone}));
 static_assert(!WellFormed(RegisterRow{0, 4, "writable and w1c", 1, 1, 0, kNone}));
 
 struct Event {
@@ -58,7 +61,8 @@ struct Event {
 
 class Owner : public RegisterOwner {
  public:
-  void OnWrite(const RegisterRow& row, std::uint64_t old, std::uint64_t now, std::uint64_t written) override {
+  void OnWrite(const RegisterRow& row, std::uint64_t old, std::uint64_t now,
+               std::uint64_t written) override {
     events.push_back({std::string(row.name), old, now, written});
   }
   std::uint64_t OnRead(const RegisterRow& row, std::uint64_t stored) override {
@@ -89,7 +93,8 @@ struct Fixture {
   }
 };
 
-TEST_CASE_FIXTURE(Fixture, "register_file: every row reads its reset value, at first and after Reset") {
+TEST_CASE_FIXTURE(Fixture,
+                  "register_file: every row reads its reset value, at first and after Reset") {
   for (int round = 0; round < 2; ++round) {
     for (std::size_t i = 0; i < kRows.size(); ++i) {
       CAPTURE(kRows[i].name);
@@ -102,12 +107,16 @@ TEST_CASE_FIXTURE(Fixture, "register_file: every row reads its reset value, at f
   CHECK(file.refused() == 0);
 }
 
-TEST_CASE_FIXTURE(Fixture, "register_file: a write changes the writable bits, clears the W1C bits it sets, and no others") {
+TEST_CASE_FIXTURE(Fixture,
+                  "register_file: a write changes the writable bits, clears the W1C bits it sets, "
+                  "and no others") {
   for (const RegisterRow& row : kRows) {
     CAPTURE(row.name);
     const std::uint64_t mask = kTop >> (64 - 8 * row.width);
-    for (const std::uint64_t start : {std::uint64_t{0}, mask, mask & 0x5555555555555555, mask & 0x0807060504030201}) {
-      for (const std::uint64_t value : {std::uint64_t{0}, mask, mask & 0xaaaaaaaaaaaaaaaa, mask & 0x0102040810204080}) {
+    for (const std::uint64_t start :
+         {std::uint64_t{0}, mask, mask & 0x5555555555555555, mask & 0x0807060504030201}) {
+      for (const std::uint64_t value :
+           {std::uint64_t{0}, mask, mask & 0xaaaaaaaaaaaaaaaa, mask & 0x0102040810204080}) {
         CAPTURE(start);
         CAPTURE(value);
         file.Set(row.offset, start);
@@ -122,8 +131,10 @@ TEST_CASE_FIXTURE(Fixture, "register_file: a write changes the writable bits, cl
   }
 }
 
-TEST_CASE_FIXTURE(Fixture, "register_file: the owner hears of writes to the rows that ask for it, with masked and raw values") {
-  Write(0x00, 1, 4);                   // nobody asked
+TEST_CASE_FIXTURE(Fixture,
+                  "register_file: the owner hears of writes to the rows that ask for it, with "
+                  "masked and raw values") {
+  Write(0x00, 1, 4);  // nobody asked
   Write(0x10, kTop, 8);
   CHECK(owner.events.empty());
   Write(0x04, 0xffff'fffe, 4);
@@ -136,7 +147,8 @@ TEST_CASE_FIXTURE(Fixture, "register_file: the owner hears of writes to the rows
                                            {"COMMAND", 0, 0, 0x0807060504030201}});
 }
 
-TEST_CASE_FIXTURE(Fixture, "register_file: the owner answers reads of the rows that ask for it, cut to the row") {
+TEST_CASE_FIXTURE(
+    Fixture, "register_file: the owner answers reads of the rows that ask for it, cut to the row") {
   CHECK(Read(0x1c, 4) == 0x04030201);
   CHECK(owner.reads == 1);
   CHECK(file.Get(0x1c) == 0x04030201);
@@ -149,7 +161,8 @@ TEST_CASE_FIXTURE(Fixture, "register_file: the owner answers reads of the rows t
   CHECK(owner.reads == 3);
 }
 
-TEST_CASE_FIXTURE(Fixture, "register_file: a narrower access reads and writes its own bytes of the row") {
+TEST_CASE_FIXTURE(Fixture,
+                  "register_file: a narrower access reads and writes its own bytes of the row") {
   file.Set(0x00, 0x04030201);
   for (std::uint64_t i = 0; i < 4; ++i) CHECK(Read(i, 1) == i + 1);
   CHECK(Read(2, 2) == 0x0403);
@@ -166,13 +179,17 @@ TEST_CASE_FIXTURE(Fixture, "register_file: a narrower access reads and writes it
   CHECK(file.Get(0x08) == 0xff1f);
   Write(0x08, 0x03, 1);
   CHECK(file.Get(0x08) == 0xff1c);
-  CHECK(owner.events == std::vector<Event>{{"CAUSE", 0x1f, 0xff1f, 0xff00}, {"CAUSE", 0xff1f, 0xff1c, 0x03}});
+  CHECK(owner.events ==
+        std::vector<Event>{{"CAUSE", 0x1f, 0xff1f, 0xff00}, {"CAUSE", 0xff1f, 0xff1c, 0x03}});
   CHECK(file.refused() == 0);
 }
 
-TEST_CASE_FIXTURE(Fixture, "register_file: eight bytes over two adjacent four-byte rows are two accesses, low one first") {
+TEST_CASE_FIXTURE(
+    Fixture,
+    "register_file: eight bytes over two adjacent four-byte rows are two accesses, low one first") {
   Write(0x20, 0x0807'0605'0403'0201, 8);
-  CHECK(owner.events == std::vector<Event>{{"LOW", 0, 0x0403'0201, 0x0403'0201}, {"HIGH", 0, 0x0807'0605, 0x0807'0605}});
+  CHECK(owner.events == std::vector<Event>{{"LOW", 0, 0x0403'0201, 0x0403'0201},
+                                           {"HIGH", 0, 0x0807'0605, 0x0807'0605}});
   CHECK(Read(0x20, 8) == 0x0807'0605'0403'0201);
   CHECK(Read(0x00, 8) == 0x0000'0001'7472'6976);
   CHECK(file.accesses(8) == 2);
@@ -184,7 +201,8 @@ TEST_CASE_FIXTURE(Fixture, "register_file: eight bytes over two adjacent four-by
   CHECK(file.refused() == 2);
 }
 
-TEST_CASE_FIXTURE(Fixture, "register_file: everything else reads zero, is not written, and is counted") {
+TEST_CASE_FIXTURE(Fixture,
+                  "register_file: everything else reads zero, is not written, and is counted") {
   struct Row {
     const char* name;
     std::uint64_t offset;
@@ -239,14 +257,17 @@ TEST_CASE("register_file: a table without rows refuses everything") {
   CHECK(file.Save().empty());
 }
 
-TEST_CASE_FIXTURE(Fixture, "register_file: the device's own side ignores masks and stays inside the row") {
+TEST_CASE_FIXTURE(Fixture,
+                  "register_file: the device's own side ignores masks and stays inside the row") {
   file.Set(0x00, 0x1'2345'6789);
   CHECK(file.Get(0x00) == 0x2345'6789);
   CHECK(owner.events.empty());
   CHECK(Read(0x00, 4) == 0x2345'6789);
 }
 
-TEST_CASE_FIXTURE(Fixture, "register_file: saved values come back, and others are refused whole (lengths as CVE-2023-50711)") {
+TEST_CASE_FIXTURE(Fixture,
+                  "register_file: saved values come back, and others are refused whole (lengths as "
+                  "CVE-2023-50711)") {
   Write(0x10, kTop, 8);
   Write(0x04, 0xff00, 4);
   const std::vector<std::uint64_t> saved = file.Save();

@@ -7,7 +7,9 @@ namespace {
 
 constexpr std::uint64_t kPagesPerWord = 64;
 
-std::uint64_t DivideUp(std::uint64_t n, std::uint64_t by) { return n / by + (n % by != 0 ? 1 : 0); }
+std::uint64_t DivideUp(std::uint64_t n, std::uint64_t by) {
+  return n / by + (n % by != 0 ? 1 : 0);
+}
 
 }  // namespace
 
@@ -25,8 +27,9 @@ void DirtyBitmap::Mark(std::uint64_t offset, std::uint64_t length) {
     std::uint64_t bits = ~std::uint64_t{0};
     if (word == first / kPagesPerWord) bits &= ~std::uint64_t{0} << (first % kPagesPerWord);
     if (word == last / kPagesPerWord) bits &= ~std::uint64_t{0} >> (63 - last % kPagesPerWord);
-    // The plain load first: rings and buffers hit the same pages over and over, and a locked operation costs as much as all the rest.
-    // Release pairs with the acquire in Take: whoever sees the bit sees the bytes.
+    // The plain load first: rings and buffers hit the same pages over and over, and a locked
+    // operation costs as much as all the rest. Release pairs with the acquire in Take: whoever sees
+    // the bit sees the bytes.
     if ((words_[word].load(std::memory_order_relaxed) & bits) != bits) {
       words_[word].fetch_or(bits, std::memory_order_release);
     }
@@ -36,7 +39,8 @@ void DirtyBitmap::Mark(std::uint64_t offset, std::uint64_t length) {
 bool DirtyBitmap::IsDirty(std::uint64_t offset) const {
   const std::uint64_t page = offset / kPageSize;
   if (page >= pages_) return false;
-  return (words_[page / kPagesPerWord].load(std::memory_order_acquire) >> (page % kPagesPerWord) & 1) != 0;
+  return (words_[page / kPagesPerWord].load(std::memory_order_acquire) >> (page % kPagesPerWord) &
+          1) != 0;
 }
 
 std::vector<std::uint64_t> DirtyBitmap::Take() {

@@ -1,8 +1,9 @@
 #pragma once
 
-// DirtyBitmap: which 4 KiB pages of one memory region Postern's own devices wrote. KVM logs what vCPUs write; the two are merged by
-// whoever migrates or snapshots.
-// Threads: all calls from any thread; Take is atomic per 64-page word: a page marked during Take is in this answer or in the next.
+// DirtyBitmap: which 4 KiB pages of one memory region Postern's own devices wrote. KVM logs what
+// vCPUs write; the two are merged by whoever migrates or snapshots. Threads: all calls from any
+// thread; Take is atomic per 64-page word: a page marked during Take is in this answer or in the
+// next.
 
 #include <atomic>
 #include <cstdint>

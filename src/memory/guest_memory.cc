@@ -51,7 +51,8 @@ Result<Fd> CreateFile(std::uint64_t size, const Backing& backing) {
   Fd fd(memfd_create("postern-guest-ram", flags));
   if (!fd.valid()) return SysError("memfd_create");
   if (ftruncate(fd.get(), static_cast<off_t>(size)) != 0) return SysError("ftruncate");
-  // A peer the descriptor is shared with could otherwise shrink the file and make our next access a SIGBUS.
+  // A peer the descriptor is shared with could otherwise shrink the file and make our next access a
+  // SIGBUS.
   if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     return SysError("fcntl(F_ADD_SEALS)");
   }
@@ -65,7 +66,8 @@ int MapFlags(const Backing& backing) {
     case Backing::Kind::kMemfd:
       return (backing.shared ? MAP_SHARED : MAP_PRIVATE) | MAP_NORESERVE;
     case Backing::Kind::kHugetlb:
-      // Reserved here and now: too few huge pages are an ENOMEM the user can act on, not a SIGBUS under the running guest.
+      // Reserved here and now: too few huge pages are an ENOMEM the user can act on, not a SIGBUS
+      // under the running guest.
       return backing.shared ? MAP_SHARED : MAP_PRIVATE;
   }
   return MAP_PRIVATE;
@@ -75,7 +77,8 @@ Result<void> Advise(const Mmap& mapping, const Backing& backing) {
   if (!backing.dump && madvise(mapping.data(), mapping.size(), MADV_DONTDUMP) != 0) {
     return SysError("madvise(MADV_DONTDUMP)");
   }
-  if (backing.transparent_hugepages && madvise(mapping.data(), mapping.size(), MADV_HUGEPAGE) != 0) {
+  if (backing.transparent_hugepages &&
+      madvise(mapping.data(), mapping.size(), MADV_HUGEPAGE) != 0) {
     return SysError("madvise(MADV_HUGEPAGE)");
   }
   if (backing.mergeable && madvise(mapping.data(), mapping.size(), MADV_MERGEABLE) != 0) {
@@ -88,7 +91,8 @@ Result<void> Advise(const Mmap& mapping, const Backing& backing) {
 int PrefaultRange(std::byte* base, std::uint64_t size, std::uint64_t page) {
   if (madvise(base, size, kMadvPopulateWrite) == 0) return 0;
   if (errno != EINVAL) return errno;
-  // Before Linux 5.14: write to each page. The memory is new and nobody else's, so what is there is zero.
+  // Before Linux 5.14: write to each page. The memory is new and nobody else's, so what is there is
+  // zero.
   for (std::uint64_t offset = 0; offset < size; offset += page) {
     *static_cast<volatile std::byte*>(base + offset) = std::byte{0};
   }
@@ -98,7 +102,8 @@ int PrefaultRange(std::byte* base, std::uint64_t size, std::uint64_t page) {
 Result<void> Prefault(const Mmap& mapping, std::uint64_t page) {
   const long online = sysconf(_SC_NPROCESSORS_ONLN);
   const std::uint64_t wanted = std::min(kMaxPrefaultThreads, mapping.size() / kPrefaultPerThread);
-  const std::uint64_t count = std::clamp<std::uint64_t>(wanted, 1, online > 0 ? static_cast<std::uint64_t>(online) : 1);
+  const std::uint64_t count =
+      std::clamp<std::uint64_t>(wanted, 1, online > 0 ? static_cast<std::uint64_t>(online) : 1);
   const std::uint64_t pages = mapping.size() / page;
   std::vector<int> errors(count, 0);
   const auto run = [&](std::uint64_t part) {
@@ -138,7 +143,8 @@ Result<RegionPtr> Region::Create(Gpa base, std::uint64_t size, const Backing& ba
     region->fd_ = TRY(CreateFile(size, backing));
   }
   if (backing.kind != Backing::Kind::kHugetlb) region->backing_.page_size = kSmallPage;
-  region->mapping_ = TRY(Mmap::Create(size, PROT_READ | PROT_WRITE, MapFlags(region->backing_), region->fd_.get()));
+  region->mapping_ = TRY(
+      Mmap::Create(size, PROT_READ | PROT_WRITE, MapFlags(region->backing_), region->fd_.get()));
   TRY(Advise(region->mapping_, region->backing_));
   if (backing.prefault) TRY(Prefault(region->mapping_, region->backing_.page_size));
   if (backing.track_dirty) region->dirty_ = std::make_unique<DirtyBitmap>(size);
@@ -187,18 +193,22 @@ std::uint64_t GuestMemory::total_size() const {
 }
 
 const Region* GuestMemory::Find(Gpa gpa) const {
-  const auto after =
-      std::upper_bound(regions_.begin(), regions_.end(), gpa,
-                       [](Gpa address, const RegionPtr& region) { return address < region->base(); });
+  const auto after = std::upper_bound(
+      regions_.begin(), regions_.end(), gpa,
+      [](Gpa address, const RegionPtr& region) { return address < region->base(); });
   if (after == regions_.begin()) return nullptr;
   const Region* region = std::prev(after)->get();
   return region->Contains(gpa) ? region : nullptr;
 }
 
-Result<GuestView> GuestMemory::View(Gpa gpa, std::uint64_t length, Access access) const {
-  const GuestView run = TRY(ViewRun(gpa, length, access));
-  if (run.size() != length) return Err(Errc::kGuestRange, "guest address range");
-  return run;
+// Not by way of ViewRun: this is on the path of every descriptor, and a Result of a view is not
+// free to pass on.
+Result<GuestView> GuestMemory::View(Gpa gpa, std::uint64_t length, Access /*access*/) const {
+  const Region* region = Find(gpa);
+  if (region == nullptr) return Err(Errc::kGuestRange, "guest address");
+  const std::uint64_t offset = gpa.value - region->base().value;
+  if (length > region->size() - offset) return Err(Errc::kGuestRange, "guest address range");
+  return GuestView(gpa, region->mapping_.data() + offset, length, region->dirty(), offset);
 }
 
 Result<GuestView> GuestMemory::ViewRun(Gpa gpa, std::uint64_t length, Access /*access*/) const {
@@ -268,7 +278,7 @@ void MemoryMap::Unobserve(MemoryObserver& observer) {
   observers_.erase(std::remove(observers_.begin(), observers_.end(), &observer), observers_.end());
 }
 
-Result<void> MemoryMap::Add(RegionPtr region) {
+Result<void> MemoryMap::Add(const RegionPtr& region) {
   GuestMemoryPtr next = TRY(Snapshot()->With(region));
   for (std::size_t i = 0; i < observers_.size(); ++i) {
     const Result<void> added = observers_[i]->Added(*region);

@@ -1,15 +1,16 @@
 #pragma once
 
-// GuestMemory: the guest-physical RAM map: an immutable, sorted set of regions. Hot plug makes a new map and swaps it in whole
-// (MemoryMap below); whoever holds the old snapshot keeps its regions mapped.
+// GuestMemory: the guest-physical RAM map: an immutable, sorted set of regions. Hot plug makes a
+// new map and swaps it in whole (MemoryMap below); whoever holds the old snapshot keeps its regions
+// mapped.
 //
-//   auto region = TRY(Region::Create(Gpa(0), 512 << 20, {.kind = Backing::Kind::kMemfd, .shared = true}));
+//   auto region = TRY(Region::Create(Gpa(0), 512 << 20, {.kind = Backing::Kind::kMemfd}));
 //   auto memory = TRY(GuestMemory::Create({std::move(region)}));
 //   GuestView header = TRY(memory->View(Gpa(0x1000), 16, Access::kRead));
 //
-// Is not: MMIO (src/bus), nor the KVM memslots (an observer makes those). A View never spans two regions; an access that may is
-// split by the caller (Reader and Writer of a virtqueue do).
-// Source of semantics: rust-vmm vm-memory GuestMemoryMmap / GuestMemoryAtomic.
+// Is not: MMIO (src/bus), nor the KVM memslots (an observer makes those). A View never spans two
+// regions; an access that may is split by the caller (Reader and Writer of a virtqueue do). Source
+// of semantics: rust-vmm vm-memory GuestMemoryMmap / GuestMemoryAtomic.
 
 #include <cstdint>
 #include <memory>
@@ -28,24 +29,26 @@ namespace postern::memory {
 // What stands behind a region of guest RAM.
 struct Backing {
   enum class Kind : std::uint8_t {
-    kAnonymous,  // private anonymous memory: cheapest to create, cannot be shared with another process
+    kAnonymous,  // private anonymous memory: cheapest to create, cannot be shared with another
+                 // process
     kMemfd,      // a memfd: can be handed to vhost-user and vfio-user peers
     kHugetlb,    // a memfd on hugetlbfs of `page_size`
   };
   Kind kind = Kind::kAnonymous;
-  std::uint64_t page_size = 4096;       // kHugetlb: 2 MiB or 1 GiB
-  bool shared = false;                  // MAP_SHARED; kAnonymous implies private
-  bool prefault = false;                // touch every page before the guest starts
-  bool transparent_hugepages = false;   // MADV_HUGEPAGE
-  bool mergeable = false;               // MADV_MERGEABLE (KSM)
-  bool dump = false;                    // keep in core dumps (default MADV_DONTDUMP)
-  bool track_dirty = false;             // give the region a DirtyBitmap
+  std::uint64_t page_size = 4096;      // kHugetlb: 2 MiB or 1 GiB
+  bool shared = false;                 // MAP_SHARED; kAnonymous implies private
+  bool prefault = false;               // touch every page before the guest starts
+  bool transparent_hugepages = false;  // MADV_HUGEPAGE
+  bool mergeable = false;              // MADV_MERGEABLE (KSM)
+  bool dump = false;                   // keep in core dumps (default MADV_DONTDUMP)
+  bool track_dirty = false;            // give the region a DirtyBitmap
 };
 
 class Region {
  public:
-  // base: a multiple of 4096. size: a non-zero multiple of the backing's page size; base + size - 1 must not wrap, so a region may end
-  // at the last byte of the address space. kSystem keeps errno: ENOMEM for kHugetlb says that too few huge pages are reserved.
+  // base: a multiple of 4096. size: a non-zero multiple of the backing's page size; base + size - 1
+  // must not wrap, so a region may end at the last byte of the address space. kSystem keeps errno:
+  // ENOMEM for kHugetlb says that too few huge pages are reserved.
   [[nodiscard]] static Result<std::shared_ptr<const Region>> Create(Gpa base, std::uint64_t size,
                                                                     const Backing& backing);
 
@@ -55,7 +58,8 @@ class Region {
   // -1 for anonymous memory. The region starts at offset 0 of the file.
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] DirtyBitmap* dirty() const { return dirty_.get(); }
-  // For KVM memslots and IOMMU maps alone (they need the user address); never for reading or writing guest memory.
+  // For KVM memslots and IOMMU maps alone (they need the user address); never for reading or
+  // writing guest memory.
   [[nodiscard]] std::uint64_t host_address() const;
   [[nodiscard]] bool Contains(Gpa gpa) const {
     return gpa >= base_ && gpa.value - base_.value < size_;
@@ -77,20 +81,24 @@ using RegionPtr = std::shared_ptr<const Region>;
 class GuestMemory {
  public:
   // Refuses overlapping regions (kOverlap); sorts them. None at all is a map too: nothing is in it.
-  [[nodiscard]] static Result<std::shared_ptr<const GuestMemory>> Create(std::vector<RegionPtr> regions);
+  [[nodiscard]] static Result<std::shared_ptr<const GuestMemory>> Create(
+      std::vector<RegionPtr> regions);
   // A new map with one region more or less.
   [[nodiscard]] Result<std::shared_ptr<const GuestMemory>> With(RegionPtr region) const;
   [[nodiscard]] Result<std::shared_ptr<const GuestMemory>> Without(Gpa base) const;
 
   [[nodiscard]] std::span<const RegionPtr> regions() const { return regions_; }
   [[nodiscard]] std::uint64_t total_size() const;
-  // kGuestRange if [gpa, gpa + length) is not inside one region. length 0 is allowed anywhere inside a region.
+  // kGuestRange if [gpa, gpa + length) is not inside one region. length 0 is allowed anywhere
+  // inside a region.
   [[nodiscard]] Result<GuestView> View(Gpa gpa, std::uint64_t length, Access access) const;
   // `access`: what the caller is going to do; all RAM grants both today.
-  // The longest run from gpa of at most `length` bytes that lies in one region; kGuestRange if gpa is in none.
+  // The longest run from gpa of at most `length` bytes that lies in one region; kGuestRange if gpa
+  // is in none.
   [[nodiscard]] Result<GuestView> ViewRun(Gpa gpa, std::uint64_t length, Access access) const;
 
-  // Copies that may span adjacent regions; nothing is copied unless all of it fits. No bytes always fit.
+  // Copies that may span adjacent regions; nothing is copied unless all of it fits. No bytes always
+  // fit.
   [[nodiscard]] Result<void> CopyIn(Gpa gpa, std::span<const std::byte> from) const;
   [[nodiscard]] Result<void> CopyOut(Gpa gpa, std::span<std::byte> to) const;
   template <GuestPod T>
@@ -111,8 +119,8 @@ class GuestMemory {
 
 using GuestMemoryPtr = std::shared_ptr<const GuestMemory>;
 
-// Hears of every change of the map. `Added` runs before the new map is visible to devices; `Removing` after it no longer is and
-// before the region can be unmapped.
+// Hears of every change of the map. `Added` runs before the new map is visible to devices;
+// `Removing` after it no longer is and before the region can be unmapped.
 class MemoryObserver {
  public:
   virtual ~MemoryObserver() = default;
@@ -120,18 +128,21 @@ class MemoryObserver {
   virtual void Removing(const Region& region) = 0;
 };
 
-// MemoryMap: the current GuestMemory and its observers. Observers are told of additions in the order they were registered and of
-// removals in the reverse order, so that KVM (registered first) sees a region before any IOMMU and gives it up after all of them.
-// Threads: Snapshot from any thread; Add, Remove and Observe from the control thread. Observers are called on the control thread.
+// MemoryMap: the current GuestMemory and its observers. Observers are told of additions in the
+// order they were registered and of removals in the reverse order, so that KVM (registered first)
+// sees a region before any IOMMU and gives it up after all of them. Threads: Snapshot from any
+// thread; Add, Remove and Observe from the control thread. Observers are called on the control
+// thread.
 class MemoryMap {
  public:
   explicit MemoryMap(GuestMemoryPtr initial) : current_(std::move(initial)) {}
 
   [[nodiscard]] GuestMemoryPtr Snapshot() const;
-  // Tells the observer of all present regions at once; on failure it is not registered and has been told to remove what it took.
+  // Tells the observer of all present regions at once; on failure it is not registered and has been
+  // told to remove what it took.
   [[nodiscard]] Result<void> Observe(MemoryObserver& observer);
   void Unobserve(MemoryObserver& observer);
-  [[nodiscard]] Result<void> Add(RegionPtr region);
+  [[nodiscard]] Result<void> Add(const RegionPtr& region);
   [[nodiscard]] Result<void> Remove(Gpa base);
 
  private:

@@ -1,13 +1,14 @@
 // GPA to view, typed reads and copies: what every descriptor of every request pays.
 
-#include <benchmark/benchmark.h>
+#include "src/memory/guest_memory.h"
 
 #include <cstdlib>
 #include <utility>
 #include <vector>
 
+#include <benchmark/benchmark.h>
+
 #include "src/base/endian.h"
-#include "src/memory/guest_memory.h"
 
 namespace postern::memory {
 namespace {
@@ -42,7 +43,8 @@ BENCHMARK(BM_GuestMemory_View)->ArgName("regions")->Arg(1)->Arg(2)->Arg(8);
 
 void BM_GuestMemory_ViewMiss(benchmark::State& state) {
   const GuestMemoryPtr memory = NewMemory(2);
-  for (auto _ : state) benchmark::DoNotOptimize(memory->View(Gpa(kRegionSize + 64), 16, Access::kRead));
+  for (auto _ : state)
+    benchmark::DoNotOptimize(memory->View(Gpa(kRegionSize + 64), 16, Access::kRead));
   state.SetItemsProcessed(state.iterations());
 }
 BENCHMARK(BM_GuestMemory_ViewMiss);

@@ -1,4 +1,7 @@
-// Any sequence of guest addresses, lengths and accesses against a model that keeps each region as a plain vector.
+// Any sequence of guest addresses, lengths and accesses against a model that keeps each region as a
+// plain vector.
+
+#include "src/memory/guest_memory.h"
 
 #include <algorithm>
 #include <array>
@@ -11,7 +14,6 @@
 
 #include "src/base/check.h"
 #include "src/base/endian.h"
-#include "src/memory/guest_memory.h"
 
 namespace postern::memory {
 namespace {
@@ -34,7 +36,10 @@ struct World {
 World NewWorld() {
   World world;
   std::vector<RegionPtr> regions;
-  for (const auto& [base, pages] : {std::pair<std::uint64_t, std::uint64_t>{0, 1}, {kPage, 2}, {8 * kPage, 1}, {kTop - 2 * kPage + 1, 2}}) {
+  for (const auto& [base, pages] : {std::pair<std::uint64_t, std::uint64_t>{0, 1},
+                                    {kPage, 2},
+                                    {8 * kPage, 1},
+                                    {kTop - 2 * kPage + 1, 2}}) {
     auto region = Region::Create(Gpa(base), pages * kPage, {.track_dirty = true});
     CHECK(region.has_value());
     regions.push_back(std::move(*region));
@@ -58,9 +63,11 @@ class Input {
   }
   // Mostly near the borders of regions, now and then anything.
   std::uint64_t Address() {
-    constexpr std::array<std::uint64_t, 8> kBorders{0, kPage, 3 * kPage, 8 * kPage, 9 * kPage, kTop - 2 * kPage + 1, kTop, 2 * kPage};
+    constexpr std::array<std::uint64_t, 8> kBorders{
+        0, kPage, 3 * kPage, 8 * kPage, 9 * kPage, kTop - 2 * kPage + 1, kTop, 2 * kPage};
     const std::uint8_t choice = Byte();
-    if (choice < 240) return kBorders[choice % 8] + static_cast<std::uint64_t>(static_cast<std::int8_t>(Byte()));
+    if (choice < 240)
+      return kBorders[choice % 8] + static_cast<std::uint64_t>(static_cast<std::int8_t>(Byte()));
     return Any();
   }
   std::uint64_t Length() {
@@ -161,7 +168,8 @@ void Copy(World& world, std::uint64_t gpa, std::uint64_t length, std::uint8_t se
   }
 }
 
-void Views(World& world, std::uint64_t gpa, std::uint64_t length, std::uint64_t offset, std::uint64_t part) {
+void Views(World& world, std::uint64_t gpa, std::uint64_t length, std::uint64_t offset,
+           std::uint64_t part) {
   const bool in_ram = In(world, gpa) != nullptr;
   const std::uint64_t run = Run(world, gpa, length, false);
   const Result<GuestView> view = world.memory->View(Gpa(gpa), length, Access::kReadWrite);
@@ -186,7 +194,8 @@ void Compare(World& world) {
     std::vector<std::byte> now(region.bytes.size());
     CHECK(world.memory->CopyOut(Gpa(region.base), now).has_value());
     CHECK(std::memcmp(now.data(), region.bytes.data(), now.size()) == 0);
-    CHECK(world.memory->regions()[r]->dirty()->Take() == std::vector<std::uint64_t>{region.written});
+    CHECK(world.memory->regions()[r]->dirty()->Take() ==
+          std::vector<std::uint64_t>{region.written});
     region.written = 0;
   }
 }

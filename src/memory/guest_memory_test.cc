@@ -43,18 +43,21 @@ GuestMemoryPtr NewMemory(std::vector<RegionPtr> regions) {
 
 std::vector<std::byte> Pattern(std::size_t size) {
   std::vector<std::byte> bytes(size);
-  for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>((0x04030201U * i) >> (i % 4 * 8) & 0xff);
+  for (std::size_t i = 0; i < size; ++i)
+    bytes[i] = static_cast<std::byte>((0x04030201U * i) >> (i % 4 * 8) & 0xff);
   return bytes;
 }
 
-// Flags the kernel keeps for the mapping at `address`, as in /proc/self/smaps ("VmFlags: rd wr dd").
+// Flags the kernel keeps for the mapping at `address`, as in /proc/self/smaps ("VmFlags: rd wr
+// dd").
 std::string VmFlags(std::uint64_t address) {
   std::ifstream smaps("/proc/self/smaps");
   bool inside = false;
   for (std::string line; std::getline(smaps, line);) {
     unsigned long long begin = 0;
     unsigned long long end = 0;
-    if (std::sscanf(line.c_str(), "%llx-%llx ", &begin, &end) == 2) inside = address >= begin && address < end;  // NOLINT(cert-err34-c)
+    if (std::sscanf(line.c_str(), "%llx-%llx ", &begin, &end) == 2)
+      inside = address >= begin && address < end;  // NOLINT(cert-err34-c)
     if (inside && line.starts_with("VmFlags:")) return line;
   }
   return {};
@@ -63,8 +66,10 @@ std::string VmFlags(std::uint64_t address) {
 std::size_t ResidentPages(const Region& region) {
   std::vector<unsigned char> resident(region.size() / kPage);
   // NOLINTNEXTLINE(performance-no-int-to-ptr): mincore asks for the user address
-  REQUIRE(mincore(reinterpret_cast<void*>(region.host_address()), region.size(), resident.data()) == 0);
-  return static_cast<std::size_t>(std::count_if(resident.begin(), resident.end(), [](unsigned char page) { return (page & 1) != 0; }));
+  REQUIRE(mincore(reinterpret_cast<void*>(region.host_address()), region.size(), resident.data()) ==
+          0);
+  return static_cast<std::size_t>(std::count_if(
+      resident.begin(), resident.end(), [](unsigned char page) { return (page & 1) != 0; }));
 }
 
 TEST_CASE("region: sizes and addresses are checked") {
@@ -74,15 +79,14 @@ TEST_CASE("region: sizes and addresses are checked") {
     std::uint64_t size;
     bool good;
   };
-  for (const Row& row : {Row{"one page at 0", 0, kPage, true},
-                         Row{"nothing", 0, 0, false},
-                         Row{"half a page", 0, 2048, false},
-                         Row{"a page and a byte", 0, kPage + 1, false},
-                         Row{"unaligned base", 1, kPage, false},
-                         Row{"up to the last byte of the address space", kTop - kPage + 1, kPage, true},
-                         Row{"beyond the last byte", kTop - kPage + 1, 2 * kPage, false},
-                         Row{"more than a file may have", 0, std::uint64_t{1} << 63, false},
-                         Row{"all but a page of the address space", 0, 0 - kPage, false}}) {
+  for (const Row& row :
+       {Row{"one page at 0", 0, kPage, true}, Row{"nothing", 0, 0, false},
+        Row{"half a page", 0, 2048, false}, Row{"a page and a byte", 0, kPage + 1, false},
+        Row{"unaligned base", 1, kPage, false},
+        Row{"up to the last byte of the address space", kTop - kPage + 1, kPage, true},
+        Row{"beyond the last byte", kTop - kPage + 1, 2 * kPage, false},
+        Row{"more than a file may have", 0, std::uint64_t{1} << 63, false},
+        Row{"all but a page of the address space", 0, 0 - kPage, false}}) {
     CAPTURE(row.name);
     const Result<RegionPtr> region = Region::Create(Gpa(row.base), row.size, {});
     CHECK(region.has_value() == row.good);
@@ -120,14 +124,16 @@ TEST_CASE("region: a memfd can be shared, and nobody can resize it") {
   REQUIRE(pread(own->fd(), &seen, 4, 0) == 4);
   CHECK(seen == 0);
 
-  const RegionPtr anonymous = NewRegion(0, kPage, {.kind = Backing::Kind::kAnonymous, .shared = true});
+  const RegionPtr anonymous =
+      NewRegion(0, kPage, {.kind = Backing::Kind::kAnonymous, .shared = true});
   CHECK(anonymous->fd() == -1);
   CHECK_FALSE(anonymous->backing().shared);
 }
 
 TEST_CASE("region: advice reaches the kernel") {
   CHECK(VmFlags(NewRegion(0, kPage)->host_address()).find(" dd") != std::string::npos);
-  CHECK(VmFlags(NewRegion(0, kPage, {.dump = true})->host_address()).find(" dd") == std::string::npos);
+  CHECK(VmFlags(NewRegion(0, kPage, {.dump = true})->host_address()).find(" dd") ==
+        std::string::npos);
   const Result<RegionPtr> thp = Region::Create(Gpa(0), 4 << 20, {.transparent_hugepages = true});
   if (thp) {
     CHECK(VmFlags((*thp)->host_address()).find(" hg") != std::string::npos);
@@ -145,7 +151,8 @@ TEST_CASE("region: advice reaches the kernel") {
 TEST_CASE("region: memory is touched by the guest, or before it starts if asked") {
   for (const Backing::Kind kind : {Backing::Kind::kAnonymous, Backing::Kind::kMemfd}) {
     CHECK(ResidentPages(*NewRegion(0, 64 * kPage, {.kind = kind, .shared = true})) == 0);
-    CHECK(ResidentPages(*NewRegion(0, 64 * kPage, {.kind = kind, .shared = true, .prefault = true})) == 64);
+    CHECK(ResidentPages(
+              *NewRegion(0, 64 * kPage, {.kind = kind, .shared = true, .prefault = true})) == 64);
   }
   // Large enough for more than one thread, where there is more than one processor.
   const RegionPtr large = NewRegion(0, 136 << 20, {.prefault = true});
@@ -170,7 +177,8 @@ TEST_CASE("region: too few huge pages are an ENOMEM that names itself") {
       CHECK(NewMemory({one})->Write(Gpa(kHuge - 8), le64(1)).has_value());
     }
   }
-  for (const std::uint64_t page : {std::uint64_t{0}, kPage, std::uint64_t{4} << 20, std::uint64_t{3} << 20}) {
+  for (const std::uint64_t page :
+       {std::uint64_t{0}, kPage, std::uint64_t{4} << 20, std::uint64_t{3} << 20}) {
     const Backing backing{.kind = Backing::Kind::kHugetlb, .page_size = page};
     CHECK(Region::Create(Gpa(0), 12 << 20, backing).error().code == Errc::kInvalidArgument);
   }
@@ -191,7 +199,8 @@ TEST_CASE("guest_memory: regions are sorted, and refused when they overlap") {
 
   CHECK(GuestMemory::Create({low, low}).error().code == Errc::kOverlap);
   CHECK(GuestMemory::Create({low, NewRegion(kPage, kPage)}).error().code == Errc::kOverlap);
-  CHECK(GuestMemory::Create({NewRegion(kPage, kPage), NewRegion(0, 4 * kPage)}).error().code == Errc::kOverlap);
+  CHECK(GuestMemory::Create({NewRegion(kPage, kPage), NewRegion(0, 4 * kPage)}).error().code ==
+        Errc::kOverlap);
   CHECK(GuestMemory::Create({low, nullptr}).error().code == Errc::kInvalidArgument);
 
   const GuestMemoryPtr none = NewMemory({});
@@ -224,21 +233,21 @@ TEST_CASE("guest_memory: a view lies inside one region, up to its very last byte
     bool good;
     std::uint64_t run;  // of ViewRun, if `gpa` is in RAM
   };
-  for (const Row& row : {Row{"nothing at the start", 0, 0, true, 0},
-                         Row{"a whole region", 0, kPage, true, kPage},
-                         Row{"the last byte of a region", kPage - 1, 1, true, 1},
-                         Row{"nothing at the last byte", kPage - 1, 0, true, 0},
-                         Row{"across adjacent regions", kPage - 1, 2, false, 1},
-                         Row{"a region and a byte", 0, kPage + 1, false, kPage},
-                         Row{"the last byte before a hole", 2 * kPage - 1, 1, true, 1},
-                         Row{"across into a hole", 2 * kPage - 1, 2, false, 1},
-                         Row{"the last byte of memory", kTop, 1, true, 1},
-                         Row{"nothing at the last byte of memory", kTop, 0, true, 0},
-                         Row{"across the end of the address space", kTop, 2, false, 1},
-                         Row{"the last region", kTop - kPage + 1, kPage, true, kPage},
-                         Row{"a length that wraps", kPage, kTop, false, kPage},
-                         Row{"a length that wraps to the start", kTop, kTop, false, 1},
-                         Row{"the greatest length", 0, kTop, false, kPage}}) {
+  for (const Row& row :
+       {Row{"nothing at the start", 0, 0, true, 0}, Row{"a whole region", 0, kPage, true, kPage},
+        Row{"the last byte of a region", kPage - 1, 1, true, 1},
+        Row{"nothing at the last byte", kPage - 1, 0, true, 0},
+        Row{"across adjacent regions", kPage - 1, 2, false, 1},
+        Row{"a region and a byte", 0, kPage + 1, false, kPage},
+        Row{"the last byte before a hole", 2 * kPage - 1, 1, true, 1},
+        Row{"across into a hole", 2 * kPage - 1, 2, false, 1},
+        Row{"the last byte of memory", kTop, 1, true, 1},
+        Row{"nothing at the last byte of memory", kTop, 0, true, 0},
+        Row{"across the end of the address space", kTop, 2, false, 1},
+        Row{"the last region", kTop - kPage + 1, kPage, true, kPage},
+        Row{"a length that wraps", kPage, kTop, false, kPage},
+        Row{"a length that wraps to the start", kTop, kTop, false, 1},
+        Row{"the greatest length", 0, kTop, false, kPage}}) {
     CAPTURE(row.name);
     const Result<GuestView> view = memory->View(Gpa(row.gpa), row.length, Access::kReadWrite);
     CHECK(view.has_value() == row.good);
@@ -277,7 +286,8 @@ TEST_CASE("guest_memory: copies cross adjacent regions, or copy nothing at all")
   CHECK(back == data);
   std::vector<std::byte> untouched(kPage + 1, std::byte{0x5a});
   CHECK(memory->CopyOut(Gpa(kPage), untouched).error().code == Errc::kGuestRange);
-  CHECK(std::all_of(untouched.begin(), untouched.end(), [](std::byte b) { return b == std::byte{0x5a}; }));
+  CHECK(std::all_of(untouched.begin(), untouched.end(),
+                    [](std::byte b) { return b == std::byte{0x5a}; }));
 
   // The end of the address space is an end, not a way to address 0.
   const std::array<std::byte, 2> two{std::byte{1}, std::byte{2}};
@@ -344,7 +354,8 @@ TEST_CASE("guest_view: nothing beyond its end is reachable") {
   const GuestView view = *memory->View(Gpa(16), 16, Access::kReadWrite);
   constexpr std::size_t kMax = std::numeric_limits<std::size_t>::max();
   std::array<std::byte, 17> buffer{};
-  for (const std::size_t offset : {std::size_t{9}, std::size_t{16}, std::size_t{17}, kMax, kMax - 6, kMax - 7}) {
+  for (const std::size_t offset :
+       {std::size_t{9}, std::size_t{16}, std::size_t{17}, kMax, kMax - 6, kMax - 7}) {
     CAPTURE(offset);
     CHECK(view.Read<le64>(offset).error().code == Errc::kGuestRange);
     CHECK(view.Write(offset, le64(1)).error().code == Errc::kGuestRange);
@@ -386,7 +397,8 @@ TEST_CASE("guest_view: ring indices are little-endian and mark their page") {
   CHECK(region->dirty()->IsDirty(kPage));
 }
 
-// Regression CVE-2020-13759 (vm-memory): an aligned object copied by memcpy may be seen half old, half new.
+// Regression CVE-2020-13759 (vm-memory): an aligned object copied by memcpy may be seen half old,
+// half new.
 template <typename T, typename U>
 void Hammer(U a, U b) {
   const GuestMemoryPtr memory = NewMemory({NewRegion(0, kPage)});
@@ -409,13 +421,16 @@ void Hammer(U a, U b) {
   CHECK_FALSE(torn);
 }
 
-TEST_CASE("guest_view: aligned objects do not tear under a racing writer (regression CVE-2020-13759)") {
+TEST_CASE(
+    "guest_view: aligned objects do not tear under a racing writer (regression CVE-2020-13759)") {
   Hammer<le16, std::uint16_t>(0x0000, 0xffff);
   Hammer<le32, std::uint32_t>(0x0000'0000, 0xffff'ffff);
   Hammer<le64, std::uint64_t>(0, ~std::uint64_t{0});
 }
 
-TEST_CASE("guest_view: bulk copies against a racing guest are defined, and a release publishes what was copied") {
+TEST_CASE(
+    "guest_view: bulk copies against a racing guest are defined, and a release publishes what was "
+    "copied") {
   const GuestMemoryPtr memory = NewMemory({NewRegion(0, 2 * kPage)});
   const GuestView index = *memory->View(Gpa(0), 2, Access::kReadWrite);
   const GuestView buffer = *memory->View(Gpa(kPage), 512, Access::kReadWrite);
@@ -432,7 +447,8 @@ TEST_CASE("guest_view: bulk copies against a racing guest are defined, and a rel
     seen = index.LoadAcquire16(0);
     REQUIRE(buffer.CopyOut(0, copy).has_value());
     // What is read is from this round or a later one.
-    if (seen == 1000) CHECK(copy == std::vector<std::byte>(512, static_cast<std::byte>(1000 & 0xff)));
+    if (seen == 1000)
+      CHECK(copy == std::vector<std::byte>(512, static_cast<std::byte>(1000 & 0xff)));
   }
   guest.Join();
 }
@@ -449,19 +465,20 @@ TEST_CASE("dirty_bitmap: marks every page a range touches, and cuts off what lie
     std::iota(list.begin(), list.end(), first);
     return list;
   };
-  for (const Row& row : std::vector<Row>{{"nothing", 0, 0, {}},
-                                         {"a byte", 0, 1, {0}},
-                                         {"a last byte", kPage - 1, 1, {0}},
-                                         {"two bytes across a border", kPage - 1, 2, {0, 1}},
-                                         {"one page", kPage, kPage, {1}},
-                                         {"across words", 60 * kPage, 10 * kPage, pages(60, 69)},
-                                         {"a whole word", 64 * kPage, 64 * kPage, pages(64, 127)},
-                                         {"several words", 0, 130 * kPage, pages(0, 129)},
-                                         {"the last page", 129 * kPage, kPage, {129}},
-                                         {"beyond", 130 * kPage, kPage, {}},
-                                         {"across the end", 129 * kPage, 5 * kPage, {129}},
-                                         {"a length that wraps", 128 * kPage, kTop, pages(128, 129)},
-                                         {"the top", kTop, kTop, {}}}) {
+  for (const Row& row :
+       std::vector<Row>{{"nothing", 0, 0, {}},
+                        {"a byte", 0, 1, {0}},
+                        {"a last byte", kPage - 1, 1, {0}},
+                        {"two bytes across a border", kPage - 1, 2, {0, 1}},
+                        {"one page", kPage, kPage, {1}},
+                        {"across words", 60 * kPage, 10 * kPage, pages(60, 69)},
+                        {"a whole word", 64 * kPage, 64 * kPage, pages(64, 127)},
+                        {"several words", 0, 130 * kPage, pages(0, 129)},
+                        {"the last page", 129 * kPage, kPage, {129}},
+                        {"beyond", 130 * kPage, kPage, {}},
+                        {"across the end", 129 * kPage, 5 * kPage, {129}},
+                        {"a length that wraps", 128 * kPage, kTop, pages(128, 129)},
+                        {"the top", kTop, kTop, {}}}) {
     CAPTURE(row.name);
     DirtyBitmap bitmap(130 * kPage);
     bitmap.Mark(row.offset, row.length);
@@ -515,6 +532,7 @@ TEST_CASE("dirty_bitmap: every way to write marks its own region alone") {
 TEST_CASE("dirty_bitmap: no mark is lost between threads") {
   DirtyBitmap bitmap(64 * kPage);
   std::vector<Thread> threads;
+  threads.reserve(4);
   std::atomic<int> left{4};
   for (std::uint64_t t = 0; t < 4; ++t) {
     threads.push_back(std::move(*Thread::Start("marker", [&bitmap, &left, t] {
@@ -540,7 +558,8 @@ class RecordingObserver : public MemoryObserver {
   void Removing(const Region& region) override {
     Note("-", region);
     // Still mapped: the observer may need to look.
-    CHECK(msync(reinterpret_cast<void*>(region.host_address()), region.size(), MS_ASYNC) == 0);  // NOLINT(performance-no-int-to-ptr)
+    CHECK(msync(reinterpret_cast<void*>(region.host_address()), region.size(), MS_ASYNC) ==
+          0);  // NOLINT(performance-no-int-to-ptr)
   }
   Gpa fail_at{kTop};
 
@@ -549,7 +568,8 @@ class RecordingObserver : public MemoryObserver {
     std::ostringstream out;
     out << name_ << sign << region.base().value / kPage;
     // Whether devices can see the region at this moment.
-    if (map_ != nullptr) out << ((*map_)->Snapshot()->View(region.base(), 1, Access::kRead) ? "v" : "h");
+    if (map_ != nullptr)
+      out << ((*map_)->Snapshot()->View(region.base(), 1, Access::kRead) ? "v" : "h");
     log_.push_back(out.str());
   }
   std::string name_;
@@ -557,7 +577,9 @@ class RecordingObserver : public MemoryObserver {
   MemoryMap** map_;
 };
 
-TEST_CASE("memory_map: observers hear of a region before devices see it and after they no longer do, last one first") {
+TEST_CASE(
+    "memory_map: observers hear of a region before devices see it and after they no longer do, "
+    "last one first") {
   std::vector<std::string> log;
   MemoryMap map(NewMemory({NewRegion(0, kPage), NewRegion(kPage, kPage)}));
   MemoryMap* pointer = &map;
@@ -579,7 +601,8 @@ TEST_CASE("memory_map: observers hear of a region before devices see it and afte
   CHECK(log == std::vector<std::string>{"kvm-0h"});
 }
 
-TEST_CASE("memory_map: what an observer refuses is taken back from those before it, and the map stays") {
+TEST_CASE(
+    "memory_map: what an observer refuses is taken back from those before it, and the map stays") {
   std::vector<std::string> log;
   MemoryMap map(NewMemory({NewRegion(0, kPage), NewRegion(kPage, kPage)}));
   RecordingObserver first("a", log);
@@ -620,6 +643,7 @@ TEST_CASE("memory_map: snapshots and changes from different threads are whole") 
   MemoryMap map(NewMemory({NewRegion(0, kPage)}));
   std::atomic<bool> stop{false};
   std::vector<Thread> readers;
+  readers.reserve(2);
   std::atomic<std::uint64_t> bad{0};
   for (int t = 0; t < 2; ++t) {
     readers.push_back(std::move(*Thread::Start("reader", [&] {

@@ -5,7 +5,8 @@ namespace postern::memory {
 Result<GuestView> GuestView::Sub(std::size_t offset, std::size_t length) const {
   if (!Fits(offset, length)) return Err(Errc::kGuestRange, "part of a guest range");
   // The address cannot wrap: the whole view lies in one region.
-  return GuestView(Gpa(gpa_.value + offset), base_ + offset, length, dirty_, region_offset_ + offset);
+  return GuestView(Gpa(gpa_.value + offset), base_ + offset, length, dirty_,
+                   region_offset_ + offset);
 }
 
 Result<void> GuestView::CopyOut(std::size_t offset, std::span<std::byte> to) const {

@@ -1,14 +1,16 @@
 #pragma once
 
-// GuestView: a checked window on guest memory: [gpa, gpa + size) was proven to lie inside one RAM region when it was made.
+// GuestView: a checked window on guest memory: [gpa, gpa + size) was proven to lie inside one RAM
+// region when it was made.
 //
 //   GuestView view = TRY(memory.View(Gpa(0x1000), sizeof(Header), Access::kRead));
-//   Header header = TRY(view.Read<Header>(0));     // one fetch into a private copy; validate the copy, use the copy
+//   Header header = TRY(view.Read<Header>(0));   // one fetch; validate the copy, use the copy
 //
-// Is not a pointer: there is no data(), no iterator, no span, so that guest memory cannot be read twice by accident.
-// Ownership: borrows from the GuestMemory it came from and must not outlive that snapshot. Threads: any; the guest writes
-// concurrently, and only LoadAcquire16/StoreRelease16 and naturally aligned 1/2/4/8-byte Read/Write are single-copy atomic.
-// Every write marks the region's dirty bitmap, if it has one.
+// Is not a pointer: there is no data(), no iterator, no span, so that guest memory cannot be read
+// twice by accident. Ownership: borrows from the GuestMemory it came from and must not outlive that
+// snapshot. Threads: any; the guest writes concurrently, and only LoadAcquire16/StoreRelease16 and
+// naturally aligned 1/2/4/8-byte Read/Write are single-copy atomic. Every write marks the region's
+// dirty bitmap, if it has one.
 
 #include <sys/uio.h>
 
@@ -34,11 +36,12 @@ concept GuestPod = std::is_trivially_copyable_v<T> && std::has_unique_object_rep
 namespace internal {
 
 template <std::size_t N>
-inline constexpr bool IsWord = N == 1 || N == 2 || N == 4 || N == 8;
+inline constexpr bool kIsWord = N == 1 || N == 2 || N == 4 || N == 8;
 template <std::size_t N>
 using Word = std::conditional_t<
     N == 1, std::uint8_t,
-    std::conditional_t<N == 2, std::uint16_t, std::conditional_t<N == 4, std::uint32_t, std::uint64_t>>>;
+    std::conditional_t<N == 2, std::uint16_t,
+                       std::conditional_t<N == 4, std::uint32_t, std::uint64_t>>>;
 
 template <std::size_t N>
 bool IsAligned(const std::byte* at) {
@@ -54,9 +57,9 @@ W* WordPointer(std::byte* at) {
   return static_cast<W*>(static_cast<void*>(at));
 }
 
-// memcpy between guest memory and ours. Either side may be the guest's, which writes at the same time; whoever reads must treat the
-// bytes as an arbitrary mix of old and new ones. ThreadSanitizer builds copy by relaxed atomic bytes, so that it knows the race is
-// meant, and only that one.
+// memcpy between guest memory and ours. Either side may be the guest's, which writes at the same
+// time; whoever reads must treat the bytes as an arbitrary mix of old and new ones. ThreadSanitizer
+// builds copy by relaxed atomic bytes, so that it knows the race is meant, and only that one.
 #if defined(__SANITIZE_THREAD__)
 #define POSTERN_TSAN 1
 #elif defined(__has_feature)
@@ -94,7 +97,7 @@ class GuestView {
   template <GuestPod T>
   [[nodiscard]] Result<T> Read(std::size_t offset) const {
     if (!Fits(offset, sizeof(T))) return Err(Errc::kGuestRange, "read guest memory");
-    T copy;
+    T copy{};
     Fetch(base_ + offset, &copy);
     return copy;
   }
@@ -110,8 +113,9 @@ class GuestView {
   [[nodiscard]] Result<void> CopyIn(std::size_t offset, std::span<const std::byte> from) const;
   [[nodiscard]] Result<void> Fill(std::size_t offset, std::size_t length, std::byte value) const;
 
-  // For ring indices, little-endian in memory and native here. `offset` must be even relative to an even gpa (the caller checked ring
-  // alignment) and fit the view: a caller's duty, established once when the ring was mapped (CHECK).
+  // For ring indices, little-endian in memory and native here. `offset` must be even relative to an
+  // even gpa (the caller checked ring alignment) and fit the view: a caller's duty, established
+  // once when the ring was mapped (CHECK).
   [[nodiscard]] std::uint16_t LoadAcquire16(std::size_t offset) const {
     CHECK(Fits(offset, 2) && internal::IsAligned<2>(base_ + offset));
     const auto raw = __atomic_load_n(internal::WordPointer<const std::uint16_t>(base_ + offset),
@@ -125,8 +129,8 @@ class GuestView {
     MarkDirty(offset, 2);
   }
 
-  // For readv/writev/io_uring: the kernel is the one that touches the bytes. A caller that lets the kernel write through it calls
-  // MarkDirty when the I/O is complete.
+  // For readv/writev/io_uring: the kernel is the one that touches the bytes. A caller that lets the
+  // kernel write through it calls MarkDirty when the I/O is complete.
   [[nodiscard]] iovec ToIovec() const { return {base_, size_}; }
   // What does not lie in the view is cut off.
   void MarkDirty(std::size_t offset, std::size_t length) const {
@@ -143,11 +147,11 @@ class GuestView {
   [[nodiscard]] bool Fits(std::size_t offset, std::size_t length) const {
     return offset <= size_ && size_ - offset >= length;
   }
-  // Aligned 1/2/4/8-byte objects by one atomic access (a memcpy may tear or be repeated), others by a copy the compiler may not
-  // look through.
+  // Aligned 1/2/4/8-byte objects by one atomic access (a memcpy may tear or be repeated), others by
+  // a copy the compiler may not look through.
   template <typename T>
   static void Fetch(const std::byte* from, T* to) {
-    if constexpr (internal::IsWord<sizeof(T)>) {
+    if constexpr (internal::kIsWord<sizeof(T)>) {
       if (internal::IsAligned<sizeof(T)>(from)) {
         const auto word = __atomic_load_n(
             internal::WordPointer<const internal::Word<sizeof(T)>>(from), __ATOMIC_RELAXED);
@@ -159,11 +163,12 @@ class GuestView {
   }
   template <typename T>
   static void Put(std::byte* to, const T* from) {
-    if constexpr (internal::IsWord<sizeof(T)>) {
+    if constexpr (internal::kIsWord<sizeof(T)>) {
       if (internal::IsAligned<sizeof(T)>(to)) {
         internal::Word<sizeof(T)> word;
         std::memcpy(&word, from, sizeof(T));
-        __atomic_store_n(internal::WordPointer<internal::Word<sizeof(T)>>(to), word, __ATOMIC_RELAXED);
+        __atomic_store_n(internal::WordPointer<internal::Word<sizeof(T)>>(to), word,
+                         __ATOMIC_RELAXED);
         return;
       }
     }

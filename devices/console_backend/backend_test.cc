@@ -29,7 +29,7 @@ struct Client : ConsoleClient {
   std::string input;
   int writable = 0;
   void OnInput() override {
-    std::array<std::byte, 100> bytes;
+    std::array<std::byte, 100> bytes{};
     while (reads) {
       const std::size_t n = backend->Read(bytes);
       if (n == 0) return;
@@ -162,7 +162,7 @@ TEST_CASE("console back end: null takes everything and gives nothing") {
   auto loop = EventLoop::Create().value();
   auto backend = CreateBackend({}, *loop).value();
   CHECK(Put(*backend, "gone") == 4);
-  std::array<std::byte, 4> bytes;
+  std::array<std::byte, 4> bytes{};
   CHECK(backend->Read(bytes) == 0);
   CHECK(CounterOf(*backend, "output_dropped") == 4);
 }
@@ -251,7 +251,7 @@ TEST_CASE(
   CHECK(IdleRounds(*loop) < 10);
   std::string received;
   while (received.size() < sent.size()) {
-    std::array<char, 65536> bytes;
+    std::array<char, 65536> bytes{};
     const ssize_t n = read(peer.get(), bytes.data(), bytes.size());
     REQUIRE(n > 0);
     received.append(bytes.data(), static_cast<std::size_t>(n));
@@ -318,7 +318,7 @@ TEST_CASE(
   REQUIRE(RunUntil(*loop, [&] { return CounterOf(*backend, "connections") == 1; }));
   std::string replay;
   CHECK(RunUntil(*loop, [&] {
-    std::array<char, 8192> bytes;
+    std::array<char, 8192> bytes{};
     const ssize_t n = read(first.get(), bytes.data(), bytes.size());
     if (n > 0) replay.append(bytes.data(), static_cast<std::size_t>(n));
     return replay.size() == kReplayBuffer;

@@ -45,7 +45,7 @@ class PtyBackend final : public StreamBackend {
 
  private:
   void OnOtherEvent(int /*fd*/, std::uint32_t /*events*/) override {
-    std::array<std::byte, 1024> events;
+    std::array<std::byte, 1024> events{};
     // What the events are does not matter: there is one watch for one kind of event.
     while (read(opens_.get(), events.data(), events.size()) > 0) {
     }

@@ -35,7 +35,7 @@ struct Client : ConsoleClient {
   WindowSize size;
   // Echoes in upper brackets, so that a test sees that it came from here.
   void OnInput() override {
-    std::array<char, 64> bytes;
+    std::array<char, 64> bytes{};
     while (true) {
       const std::size_t n = backend->Read(std::as_writable_bytes(std::span(bytes)));
       if (n == 0) return;
@@ -134,7 +134,7 @@ class Pty {
       }
       pollfd fd{master_.get(), POLLIN, 0};
       if (poll(&fd, 1, 10) > 0) {
-        std::array<char, 512> bytes;
+        std::array<char, 512> bytes{};
         const ssize_t n = read(master_.get(), bytes.data(), bytes.size());
         if (n > 0) screen_.append(bytes.data(), static_cast<std::size_t>(n));
       }

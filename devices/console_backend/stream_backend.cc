@@ -182,7 +182,7 @@ void StreamBackend::ReadInput() {
     UpdateWatches();
     return;
   }
-  std::array<std::byte, kInputBuffer> bytes;
+  std::array<std::byte, kInputBuffer> bytes{};
   const std::size_t room = ReadsWhenFull() ? bytes.size() : std::min(bytes.size(), input_.room());
   if (room == 0) {
     UpdateWatches();

@@ -52,7 +52,7 @@ struct State {
 
 // NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): signal handlers have no other
 // way to their data.
-State state;
+State g_state;
 
 // tcsetattr from a background process stops it by SIGTTOU unless that is blocked.
 // Async-signal-safe.
@@ -63,15 +63,15 @@ void Apply(const termios& mode) {
   sigaddset(&block, SIGTTOU);
   pthread_sigmask(SIG_BLOCK, &block, &before);
   // Nothing can be done about a terminal that is gone.
-  while (tcsetattr(state.fd, TCSANOW, &mode) != 0 && errno == EINTR) {
+  while (tcsetattr(g_state.fd, TCSANOW, &mode) != 0 && errno == EINTR) {
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 // In the background the terminal is another's, with that one's settings.
 void GiveBack() {
-  if (state.armed.load(std::memory_order_acquire) && Terminal::InForeground(state.fd)) {
-    Apply(state.original);
+  if (g_state.armed.load(std::memory_order_acquire) && Terminal::InForeground(g_state.fd)) {
+    Apply(g_state.original);
   }
 }
 
@@ -82,7 +82,7 @@ void OnExit() {
 void Notify() {
   const std::uint64_t one = 1;
   // A full counter is signalled already.
-  if (write(state.event, &one, sizeof(one)) < 0) return;
+  if (write(g_state.event, &one, sizeof(one)) < 0) return;
 }
 
 [[nodiscard]] std::size_t IndexOf(int signal) {
@@ -108,7 +108,7 @@ void OnSignal(int signal) {
     case Role::kTerminate:
     case Role::kCrash:
       GiveBack();
-      sigaction(signal, &state.previous[index], nullptr);
+      sigaction(signal, &g_state.previous[index], nullptr);
       Reraise(signal);
       break;
     case Role::kStop: {
@@ -121,9 +121,9 @@ void OnSignal(int signal) {
       break;
     }
     case Role::kNotice:
-      if (signal == SIGCONT && state.armed.load(std::memory_order_acquire) &&
-          Terminal::InForeground(state.fd)) {
-        Apply(state.raw);
+      if (signal == SIGCONT && g_state.armed.load(std::memory_order_acquire) &&
+          Terminal::InForeground(g_state.fd)) {
+        Apply(g_state.raw);
       }
       Notify();
       break;
@@ -143,24 +143,24 @@ void Install(std::size_t index) {
 
 void InstallAll() {
   for (std::size_t i = 0; i < kSignals.size(); ++i) {
-    struct sigaction& previous = state.previous[i];
+    struct sigaction& previous = g_state.previous[i];
     sigaction(kSignals[i].signal, nullptr, &previous);
     const bool is_default = (previous.sa_flags & SA_SIGINFO) == 0 && previous.sa_handler == SIG_DFL;
     // Who handles a signal already ends the process, if at all, by a way that restores the
     // terminal.
-    state.installed[i] = is_default || kSignals[i].role == Role::kCrash;
-    if (state.installed[i]) Install(i);
+    g_state.installed[i] = is_default || kSignals[i].role == Role::kCrash;
+    if (g_state.installed[i]) Install(i);
   }
 }
 
 void RemoveAll() {
   for (std::size_t i = 0; i < kSignals.size(); ++i) {
-    if (!state.installed[i]) continue;
+    if (!g_state.installed[i]) continue;
     struct sigaction now {};
     sigaction(kSignals[i].signal, nullptr, &now);
     // Somebody who took the signal over since keeps it.
     const bool ours = now.sa_handler == (kSignals[i].role == Role::kIgnore ? SIG_IGN : OnSignal);
-    if (ours) sigaction(kSignals[i].signal, &state.previous[i], nullptr);
+    if (ours) sigaction(kSignals[i].signal, &g_state.previous[i], nullptr);
   }
 }
 
@@ -172,29 +172,30 @@ bool Terminal::InForeground(int fd) {
 }
 
 Result<std::unique_ptr<Terminal>> Terminal::Create(int fd) {
-  if (state.exists.exchange(true)) return Err(Errc::kBadState, "a second console on the terminal");
+  if (g_state.exists.exchange(true))
+    return Err(Errc::kBadState, "a second console on the terminal");
   Result<EventFd> changed = EventFd::Create();
   if (!changed) {
-    state.exists = false;
+    g_state.exists = false;
     return Unexpected(changed.error());
   }
   std::unique_ptr<Terminal> terminal(new Terminal(std::move(*changed)));
-  state.fd = fd;
-  state.event = terminal->changed_.fd();
-  const bool is_terminal = fd >= 0 && tcgetattr(fd, &state.original) == 0;
+  g_state.fd = fd;
+  g_state.event = terminal->changed_.fd();
+  const bool is_terminal = fd >= 0 && tcgetattr(fd, &g_state.original) == 0;
   if (is_terminal) {
     static const int registered = std::atexit(OnExit);
     (void)registered;  // without it a plain exit(3) leaves raw mode on; the other ways stay
-    state.raw = state.original;
-    cfmakeraw(&state.raw);
+    g_state.raw = g_state.original;
+    cfmakeraw(&g_state.raw);
     // Lines of our own log keep their carriage return; the guest's, which have one, do not mind a
     // second.
-    state.raw.c_oflag = state.original.c_oflag;
+    g_state.raw.c_oflag = g_state.original.c_oflag;
   }
   InstallAll();
   if (is_terminal) {
-    state.armed.store(true, std::memory_order_release);
-    if (InForeground(fd)) Apply(state.raw);
+    g_state.armed.store(true, std::memory_order_release);
+    if (InForeground(fd)) Apply(g_state.raw);
   }
   return terminal;
 }
@@ -202,10 +203,10 @@ Result<std::unique_ptr<Terminal>> Terminal::Create(int fd) {
 Terminal::~Terminal() {
   RemoveAll();
   GiveBack();
-  state.armed = false;
-  state.event = -1;
-  state.fd = -1;
-  state.exists = false;
+  g_state.armed = false;
+  g_state.event = -1;
+  g_state.fd = -1;
+  g_state.exists = false;
 }
 
 }  // namespace postern::console

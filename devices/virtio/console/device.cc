@@ -100,7 +100,7 @@ void Console::OnChain(std::uint16_t queue, Chain chain) {
 
 void Console::Receive(Chain chain) {
   Writer writer = chain.writer();
-  std::array<std::byte, kChunk> bytes;
+  std::array<std::byte, kChunk> bytes{};
   while (writer.remaining() > 0) {
     const std::size_t n = backend_->Read(
         std::span(bytes).first(std::min<std::uint64_t>(bytes.size(), writer.remaining())));
@@ -126,7 +126,7 @@ void Console::Transmit() {
   Reader reader = pending_->reader();
   // Nothing of the chain changes while it is pending, so what was sent can be skipped again.
   CHECK(reader.Skip(pending_sent_).has_value());
-  std::array<std::byte, kChunk> bytes;
+  std::array<std::byte, kChunk> bytes{};
   std::uint64_t budget = kBytesPerTurn;
   while (reader.remaining() > 0) {
     const std::size_t want = std::min<std::uint64_t>(bytes.size(), reader.remaining());

@@ -191,7 +191,7 @@ void Net::StopPairs() {
 void Net::StartControl() {
   ActiveQueue* control = queue(control_index());
   if (control == nullptr) return;
-  if (Result<void> watched = loop().Watch(control->kick->fd(), EPOLLIN, *this); !watched)
+  if (Result<void> watched = loop().Watch(control->kick->fd(), EPOLLIN | EPOLLET, *this); !watched)
     return OnBroken(watched.error());
   if (control->queue.state().next_used != 0) control->queue.NotifyAlways();
   RunControl();
@@ -280,7 +280,6 @@ void Net::OnTapGone() {
 void Net::OnEvent(int fd, std::uint32_t /*events*/) {
   ActiveQueue* control = queue(control_index());
   if (control == nullptr || control->kick->fd() != fd) return;
-  control->kick->Consume();
   RunControl();
 }
 

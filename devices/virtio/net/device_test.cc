@@ -86,7 +86,7 @@ TEST_CASE("virtio-net: packets reach the other side unchanged, both ways") {
                            .event_idx = merged});
     rig.Activate();
     const TapHost host("tap0");
-    for (const std::size_t size : {14, 60, 61, 1514}) {
+    for (const std::size_t size : {14U, 60U, 61U, 1514U}) {
       CAPTURE(size);
       const auto frame = TestFrame(size, 5);
       Transmit(rig, frame);
@@ -114,7 +114,7 @@ TEST_CASE("virtio-net: a header and frame cut anywhere into buffers") {
   const auto frame = TestFrame(200, 9);
   std::vector<std::byte> all(sizeof(PacketHeader));
   all.insert(all.end(), frame.begin(), frame.end());
-  for (const std::size_t cut : {1, 7, 11, 13, 100}) {
+  for (const std::size_t cut : {1U, 7U, 11U, 13U, 100U}) {
     CAPTURE(cut);
     auto build = rig.driver(1).Build();
     for (std::size_t at = 0; at < all.size(); at += cut)
@@ -262,6 +262,30 @@ TEST_CASE("virtio-net: malformed transmissions are counted and answered, and har
   CHECK(rig.WaitUsed(0)->length == 0);
   CHECK(TakePacket(rig) == frame);
   CHECK(rig.interrupt().needs_reset_count() == 0);
+}
+
+TEST_CASE(
+    "virtio-net: a useless buffer between others is given back in its turn, and does not hinder a "
+    "reset") {
+  NEEDS_NAMESPACE();
+  Fixture f;
+  DeviceRig rig(*f.net);
+  rig.Activate();
+  const TapHost host("tap0");
+  for (const std::uint32_t size : {2000U, 5U, 2000U, 11U})
+    rig.driver(0).Build().Writable(size).Publish();
+  rig.Kick(0);
+  REQUIRE(host.Send(TestFrame(60, 1)));
+  CHECK(TakePacket(rig) == TestFrame(60, 1));
+  SUBCASE("reset") {
+    const std::vector<QueueState> states = rig.Reset();
+    CHECK(states[0].next_avail == states[0].next_used);
+  }
+  SUBCASE("go on") {
+    REQUIRE(host.Send(TestFrame(61, 2)));
+    CHECK(rig.WaitUsed(0)->length == 0);
+    CHECK(TakePacket(rig) == TestFrame(61, 2));
+  }
 }
 
 TEST_CASE("virtio-net: an interface that goes down or away") {

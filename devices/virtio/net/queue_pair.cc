@@ -24,6 +24,8 @@ constexpr std::size_t kHeader = sizeof(PacketHeader);
 // it has got so far.
 constexpr int kBatch = 128;
 constexpr int kShowEvery = 32;
+// Each kick is one event, and the eventfd need not be read.
+constexpr std::uint32_t kKickEvents = EPOLLIN | EPOLLET;
 // How long a packet may wait for a driver that has no more buffers to give.
 constexpr std::uint64_t kDeferredMs = 20;
 
@@ -64,7 +66,7 @@ void QueuePair::SetReceiveQueue(ActiveQueue* rx) {
   }
   rx_ = rx;
   if (rx_ != nullptr) {
-    if (Result<void> watched = loop_.Watch(rx_->kick->fd(), EPOLLIN, *this); !watched)
+    if (Result<void> watched = loop_.Watch(rx_->kick->fd(), kKickEvents, *this); !watched)
       return Broken(watched.error());
     if (rx_->queue.state().next_used != 0) rx_->queue.NotifyAlways();
     Receive();
@@ -79,7 +81,7 @@ void QueuePair::SetTransmitQueue(ActiveQueue* tx) {
   }
   tx_ = tx;
   if (tx_ != nullptr) {
-    if (Result<void> watched = loop_.Watch(tx_->kick->fd(), EPOLLIN, *this); !watched)
+    if (Result<void> watched = loop_.Watch(tx_->kick->fd(), kKickEvents, *this); !watched)
       return Broken(watched.error());
     if (tx_->queue.state().next_used != 0) tx_->queue.NotifyAlways();
     Transmit();
@@ -132,10 +134,8 @@ void QueuePair::OnEvent(int fd, std::uint32_t events) {
   }
   counters_.kicks.Add();
   if (tx_ != nullptr && fd == tx_->kick->fd()) {
-    tx_->kick->Consume();
     Transmit();
   } else if (rx_ != nullptr && fd == rx_->kick->fd()) {
-    rx_->kick->Consume();
     if (starved_ || deferred_) Receive();
   }
 }
@@ -160,12 +160,16 @@ void QueuePair::DropFirstHeld(std::size_t count) {
   }
 }
 
-// Adds one buffer to those held. False: no room for its parts now; it went back to the ring.
+// Adds one buffer to those held. False: it cannot follow those, and went back to the ring.
 bool QueuePair::TakeBuffer(Chain chain) {
   const std::uint64_t size = chain.writable_size();
   // 5.1.6.3.1: a receive buffer holds at least the header. One that does not is answered empty and
-  // forgotten.
+  // forgotten; but only when none is held, for those held must stay the last taken (PutBack).
   if (size < kHeader) {
+    if (!held().empty()) {
+      chain.PutBack();
+      return false;
+    }
     counters_.rx_errors.Add();
     chain.Complete(0);
     return true;

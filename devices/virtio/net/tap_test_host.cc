@@ -49,7 +49,7 @@ std::string EnterNetworkNamespace() {
 std::vector<std::byte> TestFrame(std::size_t size, std::uint32_t seed) {
   std::vector<std::byte> frame(size);
   for (std::size_t i = 14; i < size; ++i)
-    frame[i] = static_cast<std::byte>((i * 7 + seed * 31) >> (i % 3));
+    frame[i] = static_cast<std::byte>((i * 7 + std::size_t{seed} * 31) >> (i % 3));
   for (std::size_t i = 0; i < 6; ++i) frame[i] = std::byte{0xff};
   frame[6] = std::byte{2};
   frame[12] = std::byte{kTestEthertype >> 8};

@@ -29,7 +29,7 @@ class TapHost {
   // Of an interface that exists and is up.
   explicit TapHost(const std::string& name);
   // False when the interface's queue is full.
-  bool Send(std::span<const std::byte> frame) const;
+  [[nodiscard]] bool Send(std::span<const std::byte> frame) const;
   // The next test frame the guest sent; empty when there is none within `timeout_ms`.
   [[nodiscard]] std::vector<std::byte> Receive(int timeout_ms = 2000) const;
 

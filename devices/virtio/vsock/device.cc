@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cstring>
 #include <optional>
@@ -30,7 +31,7 @@ constexpr std::size_t kMaxSocketPath = kMaxUnixPath - 11;
 constexpr std::uint32_t kFirstHostPort = 1U << 30;
 constexpr std::uint32_t kLastHostPort = (1U << 31) - 1;
 // Payload of one packet to the guest: what Linux allows itself in the other direction.
-constexpr std::uint64_t kMaxPayload = 64 * 1024;
+constexpr std::uint64_t kMaxPayload = 65536;
 // Replies that wait for receive buffers before the guest's next packets are left alone (5.10.6.4:
 // nothing may need unbounded memory).
 constexpr std::size_t kMaxReplies = 256;
@@ -443,11 +444,13 @@ Vsock::Sent Vsock::SendData(Connection& connection, Chain& chain) {
     connection.readable = false;
     return Sent::kNothing;
   }
-  if (n < 0) {
+  // A host program that closed with bytes of the guest unread: also an end, not a failure.
+  if (n == -ECONNRESET) connection.host_closed = true;
+  if (n < 0 && n != -ECONNRESET) {
     CloseWithReset(connection);
     return Sent::kNothing;
   }
-  if (n == 0) {
+  if (n <= 0) {
     connection.host_ended = true;
     connection.send_shutdown = connection.host_closed || !connection.host_takes
                                    ? vsock::kShutdownBoth

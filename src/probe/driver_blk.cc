@@ -72,7 +72,9 @@ class Blk {
     if (queues > queues_wanted) queues = queues_wanted;
     if (queues > kMaxQueuesUsed) queues = kMaxQueuesUsed;
     const bool indirect = (device_.features() & kFeatureIndirect) != 0;
-    const auto entries = static_cast<uint16_t>(indirect ? depth : depth * Queue::kMaxSegments);
+    // 2.7.5.3.1: no chain, indirect ones included, may be longer than the queue.
+    const uint16_t least = depth < Queue::kMaxSegments ? Queue::kMaxSegments : depth;
+    const auto entries = static_cast<uint16_t>(indirect ? least : depth * Queue::kMaxSegments);
     for (uint16_t i = 0; i < queues; ++i) {
       queues_[i] = device_.AddQueue(i, entries, row);
       if (queues_[i] == nullptr) return false;

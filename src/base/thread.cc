@@ -31,7 +31,7 @@ Result<Thread> Thread::Start(std::string_view name, std::function<void()> functi
   pthread_t handle{};
   const int error = pthread_create(&handle, nullptr, RunThread, start.get());
   if (error != 0) return SysError("pthread_create", error);
-  start.release();  // RunThread owns it now
+  (void)start.release();  // RunThread owns it now
   return Thread(handle);
 }
 

@@ -21,12 +21,33 @@ void AddLowRam(std::uint64_t end, std::vector<MemoryMapEntry>& map) {
   map.push_back({0, std::min(end, x86_64::kLowRamEnd), MemoryType::kRam});
   // What lies between is RAM to KVM but belongs to VGA and option ROMs on every PC: kernels keep
   // off it unless told.
-  if (end >= x86_64::kAcpiAreaEnd) {
+  if (end >= x86_64::kFirmwareAreaEnd) {
     map.push_back({x86_64::kAcpiArea, x86_64::kAcpiAreaEnd - x86_64::kAcpiArea, MemoryType::kAcpi});
+    map.push_back({x86_64::kFirmwareArea, x86_64::kFirmwareAreaEnd - x86_64::kFirmwareArea,
+                   MemoryType::kReserved});
   }
   if (end > x86_64::kKernelLowest) {
     map.push_back({x86_64::kKernelLowest, end - x86_64::kKernelLowest, MemoryType::kRam});
   }
+}
+
+// A kernel that restarts the PC way jumps to the firmware in real mode. Linux does so on every
+// hardware-reduced machine without EFI (reboot_init in arch/x86/kernel/reboot.c prefers EFI there
+// and falls back to the BIOS, past the ACPI reset register).
+Result<void> WriteFirmwareEntry(const GuestMemory& memory) {
+  constexpr std::uint8_t kPortLow = x86_64::kResetPort & 0xff;
+  constexpr std::uint8_t kPortHigh = x86_64::kResetPort >> 8;
+  static constexpr std::array<std::uint8_t, 10> kCode = {
+      0xb0,      x86_64::kResetValue,  // mov al, kResetValue
+      0xba,      kPortLow,
+      kPortHigh,        // mov dx, kResetPort
+      0xee,             // out dx, al
+      0xfa,             // cli
+      0xf4,             // hlt
+      0xeb,      0xfd,  // jmp to the hlt
+  };
+  static_assert(x86_64::kFirmwareEntry + sizeof(kCode) <= x86_64::kFirmwareAreaEnd);
+  return memory.CopyIn(Gpa(x86_64::kFirmwareEntry), std::as_bytes(std::span(kCode)));
 }
 
 Result<void> WriteBootParams(const GuestMemory& memory, const BootRequest& request,
@@ -128,6 +149,7 @@ Outcome<BootState> PrepareBoot(const GuestMemory& memory, const BootRequest& req
   const std::string& text = *line;
   Result<void> written = memory.CopyIn(Gpa(x86_64::kCommandLine),
                                        std::as_bytes(std::span(text.c_str(), text.size() + 1)));
+  if (written) written = WriteFirmwareEntry(memory);
   if (written) {
     written = kernel->protocol == Protocol::kPvh
                   ? WritePvhStartInfo(memory, request, initrd, map)

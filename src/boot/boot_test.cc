@@ -39,18 +39,22 @@ TEST_CASE("memory map: low RAM keeps off the PC's holes, high RAM follows, ECAM 
   using Map = std::vector<MemoryMapEntry>;
   const MemoryMapEntry ecam{0xe0000000, 256 * kMiB, MemoryType::kReserved};
   CHECK(BuildMemoryMap(*MakeMemory(64 * kMiB)) == Map{{0, 0x9fc00, MemoryType::kRam},
-                                                      {0xe0000, 0x20000, MemoryType::kAcpi},
+                                                      {0xe0000, 0x10000, MemoryType::kAcpi},
+                                                      {0xf0000, 0x10000, MemoryType::kReserved},
                                                       {0x100000, 63 * kMiB, MemoryType::kRam},
                                                       ecam});
   CHECK(BuildMemoryMap(*MakeMemory(64 * kMiB, 32 * kMiB)) ==
         Map{{0, 0x9fc00, MemoryType::kRam},
-            {0xe0000, 0x20000, MemoryType::kAcpi},
+            {0xe0000, 0x10000, MemoryType::kAcpi},
+            {0xf0000, 0x10000, MemoryType::kReserved},
             {0x100000, 63 * kMiB, MemoryType::kRam},
             ecam,
             {0x100000000, 32 * kMiB, MemoryType::kRam}});
   CHECK(BuildMemoryMap(*MakeMemory(0x80000)) == Map{{0, 0x80000, MemoryType::kRam}, ecam});
-  CHECK(BuildMemoryMap(*MakeMemory(kMiB)) ==
-        Map{{0, 0x9fc00, MemoryType::kRam}, {0xe0000, 0x20000, MemoryType::kAcpi}, ecam});
+  CHECK(BuildMemoryMap(*MakeMemory(kMiB)) == Map{{0, 0x9fc00, MemoryType::kRam},
+                                                 {0xe0000, 0x10000, MemoryType::kAcpi},
+                                                 {0xf0000, 0x10000, MemoryType::kReserved},
+                                                 ecam});
 }
 
 TEST_CASE(
@@ -85,12 +89,12 @@ TEST_CASE(
   CHECK(+params.header.setup_data == 0);
   CHECK(+params.sentinel == 0);
   CHECK(+params.acpi_rsdp_addr == 0xe0000);
-  CHECK(+params.e820_entries == 5);
+  CHECK(+params.e820_entries == 6);
   CHECK(+params.e820_table[0].size == 0x9fc00);
   CHECK(+params.e820_table[1].type == 3);
-  CHECK(+params.e820_table[4].address == 0x100000000);
-  CHECK(+params.e820_table[4].size == 16 * kMiB);
-  CHECK(+params.e820_table[4].type == 1);
+  CHECK(+params.e820_table[5].address == 0x100000000);
+  CHECK(+params.e820_table[5].size == 16 * kMiB);
+  CHECK(+params.e820_table[5].type == 1);
   CHECK(ReadText(*memory, params.header.cmd_line_ptr, 27) ==
         std::string("root=/dev/vda console=hvc0") + '\0');
   // As high as it goes, on a page of its own.
@@ -146,9 +150,9 @@ TEST_CASE("boot: a PVH kernel finds start info, memory map and one module") {
     CHECK(info.version.get() == 1);
     CHECK(info.rsdp_paddr.get() == 0xe0000);
     CHECK(ReadText(*memory, info.cmdline_paddr.get(), 4) == std::string("a b\0", 4));
-    CHECK(info.memmap_entries.get() == 4);
+    CHECK(info.memmap_entries.get() == 5);
     const auto ram = ReadStruct<PvhMemoryMapEntry>(
-        *memory, info.memmap_paddr.get() + 2 * sizeof(PvhMemoryMapEntry));
+        *memory, info.memmap_paddr.get() + 3 * sizeof(PvhMemoryMapEntry));
     CHECK(ram.address.get() == 0x100000);
     CHECK(ram.size.get() == 63 * kMiB);
     CHECK(ram.type.get() == 1);
@@ -159,6 +163,29 @@ TEST_CASE("boot: a PVH kernel finds start info, memory map and one module") {
       CHECK(module.size.get() == 0x1001);
     }
   }
+}
+
+TEST_CASE("boot: a restart through the firmware's real-mode entry writes to the reset register") {
+  const auto memory = MakeMemory(64 * kMiB);
+  const ByteVector bytes = BzImage().Build();
+  const Image kernel = Image::FromBytes(bytes, "k", "kernel");
+  const CommandLine line("");
+  REQUIRE(PrepareBoot(
+      *memory,
+      {.kernel = &kernel, .initrd = nullptr, .command_line = &line, .rsdp = Gpa(0), .load = {}}));
+  // Interprets the three instructions that matter.
+  const ByteVector code = testing::Peek(*memory, 0xffff0, 10);
+  REQUIRE(code.size() == 10);
+  CHECK(code[0] == std::byte{0xb0});
+  CHECK(code[1] == std::byte{x86_64::kResetValue});
+  CHECK(code[2] == std::byte{0xba});
+  CHECK((std::to_integer<unsigned>(code[3]) | std::to_integer<unsigned>(code[4]) << 8) ==
+        x86_64::kResetPort);
+  CHECK(code[5] == std::byte{0xee});
+  // And should that return, stays where it is.
+  CHECK(code[7] == std::byte{0xf4});
+  CHECK(code[8] == std::byte{0xeb});
+  CHECK(code[9] == std::byte{0xfd});
 }
 
 TEST_CASE("initrd: placement respects RAM, the kernel and its limit") {

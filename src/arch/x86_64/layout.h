@@ -34,7 +34,11 @@ constexpr std::uint64_t kBootAreaEnd = 0x20000;
 constexpr std::uint64_t kLowRamEnd = 0x9fc00;
 // RSDP, then the other tables; where kernels also search for an RSDP.
 constexpr std::uint64_t kAcpiArea = 0xe0000;
-constexpr std::uint64_t kAcpiAreaEnd = 0x100000;
+constexpr std::uint64_t kAcpiAreaEnd = 0xf0000;
+// Where a PC's firmware is entered in real mode, at ffff:0000. Code there writes to kResetPort.
+constexpr std::uint64_t kFirmwareArea = 0xf0000;
+constexpr std::uint64_t kFirmwareEntry = 0xffff0;
+constexpr std::uint64_t kFirmwareAreaEnd = 0x100000;
 constexpr std::uint64_t kKernelLowest = 0x100000;  // no byte of a kernel or initrd lies below
 
 constexpr std::uint32_t kMaxMemoryMapEntries = 32;

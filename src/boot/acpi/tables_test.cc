@@ -177,7 +177,7 @@ TEST_CASE("acpi: a machine too large for the area is refused, the largest that f
   CHECK(WriteTables(*memory, Full(1024)).value() == memory::Gpa(0xe0000));
   CHECK(memory->Read<std::uint64_t>(memory::Gpa(0xe0000)).value() ==
         0x2052545020445352);  // "RSD PTR "
-  const auto refused = WriteTables(*memory, Full(9000));
+  const auto refused = WriteTables(*memory, Full(4500));
   REQUIRE_FALSE(refused);
   CHECK(refused.error().kind == Failure::Kind::kConfig);
 }

@@ -264,8 +264,17 @@ class Vm::Msi final : public bus::MsiRoute {
       TRY(vm_.SetRoute(gsi_, message_, true));
       committed_ = true;
     }
-    // KVM looks at the eventfd when it attaches: what collected while masked is delivered now.
-    TRY(vm_.AssignIrqfd(event_, gsi_, true));
+    // What collected while masked is delivered now. KVM looks at the eventfd when it attaches and
+    // injects if it is signalled, but leaves the count as it is, which would show as pending for
+    // ever after. So the count is taken first; one that arrives between is injected by the
+    // attachment itself and only has to be cleared.
+    const bool collected = event_.Consume() > 0;
+    if (Result<void> assigned = vm_.AssignIrqfd(event_, gsi_, true); !assigned) {
+      if (collected) event_.Signal();
+      return assigned;
+    }
+    const bool arrived_between = event_.Consume() > 0;
+    if (collected && !arrived_between) event_.Signal();
     attached_ = true;
     return {};
   }

@@ -90,8 +90,7 @@ Blk::~Blk() {
 // --- configuration space; vCPU threads ---
 
 void Blk::ReadConfig(std::uint64_t offset, std::span<std::byte> data) {
-  BlkConfig config;
-  std::memset(&config, 0, sizeof(config));
+  BlkConfig config{};
   const std::uint32_t block = disk_.block_size();
   config.capacity = capacity();
   // 5.2.4: the most segments of a request beside header and status; no chain is longer than its

@@ -199,7 +199,7 @@ Result<std::uint64_t> Disk::Size() const {
 // Image formats are not interpreted: their backing file names would be the guest's to write.
 // Whoever gives one by mistake is told.
 void Disk::WarnOfFormat() const {
-  alignas(kLargestBlock) std::array<char, kLargestBlock> start;
+  alignas(kLargestBlock) std::array<char, kLargestBlock> start{};
   if (pread(fd_.get(), start.data(), start.size(), 0) < 4) return;
   if (std::memcmp(start.data(), "QFI\xfb", 4) == 0 || std::memcmp(start.data(), "KDMV", 4) == 0) {
     LOG_WARN("blk",

@@ -72,7 +72,7 @@ class UringEngine final : public BlkEngine {
   }
 
   void Reap(BlkCompletions& completions) override {
-    std::array<io_uring_cqe*, 64> entries;
+    std::array<io_uring_cqe*, 64> entries{};
     while (in_flight_ > 0) {
       const unsigned count = io_uring_peek_batch_cqe(&ring_, entries.data(), entries.size());
       if (count == 0) break;

@@ -10,7 +10,7 @@
 //
 // Started as "modprobe" (the kernel runs /sbin/modprobe of the initramfs, not of the job's root),
 // it enters the job's root and runs the modprobe found there: so the kernel's own module requests
-// work.
+// work. Started on the machine with --tsc-khz, it prints the frequency of the time stamp counter.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +30,9 @@
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
+#include <x86intrin.h>
 
 #include <string>
 #include <vector>
@@ -553,6 +555,41 @@ class Supervisor {
   int exit_code_ = -1;
 };
 
+int64_t NowNs() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC_RAW, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+// A reading of both clocks at once: of several, the one that took least time.
+struct Reading {
+  int64_t ns = 0;
+  uint64_t ticks = 0;
+};
+Reading ReadBothClocks() {
+  Reading best;
+  int64_t least = INT64_MAX;
+  for (int i = 0; i < 50; ++i) {
+    int64_t before = NowNs();
+    uint64_t ticks = __rdtsc();
+    int64_t took = NowNs() - before;
+    if (took >= least) continue;
+    least = took;
+    best = {before + took / 2, ticks};
+  }
+  return best;
+}
+
+// The emulator's guest sees this machine's counter as it is. Left to measure it against an emulated
+// timer on a busy machine, its kernel may find half the frequency, and its time then runs twice as
+// fast.
+uint64_t TscKhz() {
+  Reading first = ReadBothClocks();
+  usleep(30'000);
+  Reading second = ReadBothClocks();
+  return (second.ticks - first.ticks) * 1'000'000 / static_cast<uint64_t>(second.ns - first.ns);
+}
+
 int EnterRootAndModprobe(char** argv) {
   if (chroot(kRoot) != 0 || chdir("/") != 0) return 1;
   execv("/sbin/modprobe", argv);
@@ -561,7 +598,11 @@ int EnterRootAndModprobe(char** argv) {
 
 }  // namespace
 
-int main(int, char** argv) {
+int main(int argc, char** argv) {
+  if (argc == 2 && strcmp(argv[1], "--tsc-khz") == 0) {
+    dprintf(STDOUT_FILENO, "%llu\n", static_cast<unsigned long long>(TscKhz()));
+    return 0;
+  }
   if (getpid() != 1) return EnterRootAndModprobe(argv);
   umask(022);
   Mount("dev", "/dev", "devtmpfs", 0, nullptr);

@@ -3,7 +3,7 @@
 #
 # Set before sourcing: KERNELS="6.12-cloud ..." (names for tests/rig/guest-image).
 # RIG_ONLY=PATTERN in the environment runs only the cases whose name matches (a shell pattern).
-# RIG_VM_LIMIT=SECONDS is how long one guest may take.
+# RIG_VM_LIMIT=SECONDS is how long one guest may take. RIG_KEEP=DIR keeps the consoles and logs of all guests there.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
 TEST=$(basename "$0" .sh)
@@ -22,7 +22,8 @@ enter_rig() {
     }
   done
   "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-1500}" --env "POSTERN=$(realpath "$POSTERN")" \
-    --env "GUESTS=$GUESTS" --env "RIG_ONLY=${RIG_ONLY:-}" --env RIG_VM_LIMIT -- bash "$(realpath "$0")"
+    --env "GUESTS=$GUESTS" --env "RIG_ONLY=${RIG_ONLY:-}" --env RIG_VM_LIMIT \
+    ${RIG_KEEP:+--env "RIG_KEEP=$(realpath "$RIG_KEEP")" --out "$RIG_KEEP"} -- bash "$(realpath "$0")"
   code=$?
   [ "$code" -le 1 ] || fail "$TEST" "the emulated host ended with exit code $code"
   exit "$code"
@@ -36,6 +37,7 @@ QUICK="quiet rcupdate.rcu_expedited=1 lsm=capability audit=0 rodata=off mitigati
 load_system_certificate_list,jent_mod_init,init_encrypted,crypto_kdf108_init"
 BASE="console=hvc0 panic=-1"
 WORK=$(mktemp -d /tmp/rigtest.XXXXXX)
+LOGS=${RIG_KEEP:-$WORK}
 cd "$WORK" || exit 1
 
 wanted() { # NAME
@@ -50,11 +52,11 @@ use_kernel() { # NAME: sets KERNEL, VMLINUX, INITRD, VERSION, AGENT
 
 # vm_start NAME ARGS...: Postern in the background; NAME.console and NAME.log are its standard output and error
 vm_start() {
-  local name=$1
+  vm_console="$LOGS/$1.console"
+  vm_log="$LOGS/$1.log"
   shift
-  "$POSTERN" run "$@" < /dev/null > "$name.console" 2> "$name.log" &
+  "$POSTERN" run "$@" < /dev/null > "$vm_console" 2> "$vm_log" &
   vm_pid=$!
-  vm_name=$name
   vm_begin=$EPOCHREALTIME
 }
 
@@ -85,12 +87,12 @@ vm_ends() {
 }
 
 vm_details() {
-  detail "$vm_name.log"
-  detail "$vm_name.console"
+  detail "$vm_log"
+  detail "$vm_console"
 }
 
 # guest_said TEXT: the console of the current guest has it
-guest_said() { grep -qaF -- "$1" "$vm_name.console"; }
+guest_said() { grep -qaF -- "$1" "$vm_console"; }
 
 # guest_results PREFIX: turns the guest's own "RIG PASS ..." lines into cases
 guest_results() {
@@ -104,7 +106,7 @@ guest_results() {
         fail "$1: ${line%%: *}" "${line#*: }"
         ;;
     esac
-  done < <(tr -d '\r' < "$vm_name.console" | grep -aoE 'RIG (PASS|FAIL) .*')
+  done < <(tr -d '\r' < "$vm_console" | grep -aoE 'RIG (PASS|FAIL) .*')
   guest_said "RIG END" || fail "$1: the guest's test" "did not come to its end"
   [ "$count" -gt 0 ] || fail "$1: the guest's test" "reported nothing"
 }

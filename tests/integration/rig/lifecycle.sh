@@ -59,7 +59,7 @@ fi
 
 if wanted "triple fault" && guest "triple fault" triple-fault --cmdline "$(arguments triple-fault reboot=triple)"; then
   vm_ends "triple fault: exit code" 4
-  if grep -qi "triple fault" "$vm_name.log"; then
+  if grep -qi "triple fault" "$vm_log"; then
     pass "triple fault: is told"
   else
     fail "triple fault: is told" "standard error does not say so"
@@ -108,7 +108,7 @@ if wanted "kill" && busy_guest "kill -9"; then
     kill -TERM "$vm_pid"
     sleep 1
     kill -TERM "$vm_pid"
-    vm_ends "two SIGTERMs end a guest that does not listen" 0
+    vm_ends "two SIGTERMs end a guest that does not listen: exit code" 143
     if [ -e v.sock ]; then fail "the vsock path afterwards" "still there"; else pass "the vsock path is removed"; fi
   fi
 fi

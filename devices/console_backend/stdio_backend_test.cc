@@ -79,7 +79,8 @@ int MonitorMain(Ending ending) {
   std::string ready = "ready\n";
   const iovec part{ready.data(), ready.size()};
   (void)(*backend)->Write(std::span(&part, 1));
-  if (ending == Ending::kPlainExit) std::exit(5);
+  // What is tested; and no other thread is here.
+  if (ending == Ending::kPlainExit) std::exit(5);  // NOLINT(concurrency-mt-unsafe)
   if (ending == Ending::kAbort) std::abort();
   if (ending == Ending::kFault) {
     (void)raise(SIGSEGV);
@@ -237,13 +238,19 @@ TEST_CASE("stdio console: the terminal is restored however the process ends") {
   }
 }
 
+void SetAction(int signal, void (*handler)(int)) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  sigaction(signal, &action, nullptr);
+}
+
 // A shell with job control around the monitor: reports by exit status which expectation failed
 // first.
 int ShellMain(const std::function<int(pid_t monitor)>& script) {
-  signal(SIGTTOU, SIG_IGN);  // tcsetpgrp by a background process, as shells do
+  SetAction(SIGTTOU, SIG_IGN);  // tcsetpgrp by a background process, as shells do
   const pid_t monitor = fork();
   if (monitor == 0) {
-    signal(SIGTTOU, SIG_DFL);
+    SetAction(SIGTTOU, SIG_DFL);
     setpgid(0, 0);
     _exit(MonitorMain(Ending::kRunToQuit));
   }
@@ -352,8 +359,7 @@ TEST_CASE("stdio console: without a terminal there is no escape, and the end of 
       close(in[1]);
       RunAsChild([] {
         // As main() of the monitor does: descriptor 0 must not become something of ours.
-        if (fcntl(0, F_GETFD) < 0 && open("/dev/null", O_RDONLY) != 0)
-          return 80;  // NOLINT: for descriptor 0 itself
+        if (fcntl(0, F_GETFD) < 0 && open("/dev/null", O_RDONLY | O_CLOEXEC) != 0) return 80;
         auto loop = EventLoop::Create().value();
         auto backend = CreateBackend({.kind = BackendOptions::Kind::kStdio,
                                       .path = {},

@@ -74,7 +74,7 @@ void Console::OnActivate() {
 
 void Console::OnDeactivate() {
   loop().Cancel(continue_);
-  for (std::uint16_t queue = 0; queue < kQueueSizes.size(); ++queue) OnQueueReset(queue);
+  OnQueueReset(kTransmitQueue);
   carry_.clear();
 }
 

@@ -25,7 +25,6 @@ namespace {
 
 using net::PacketHeader;
 using testing::DeviceRig;
-using testing::DriverQueue;
 using testing::TapHost;
 using testing::TestFrame;
 
@@ -55,7 +54,7 @@ std::vector<std::byte> TakePacket(DeviceRig& rig, std::uint16_t queue = 0) {
   std::vector<std::byte> bytes = rig.driver(queue).Written(used->head);
   bytes.resize(used->length);
   REQUIRE(bytes.size() >= sizeof(PacketHeader));
-  PacketHeader header;
+  PacketHeader header{};
   std::memcpy(&header, bytes.data(), sizeof(header));
   REQUIRE(header.num_buffers.get() >= 1);
   for (std::uint16_t i = 1; i < header.num_buffers.get(); ++i) {

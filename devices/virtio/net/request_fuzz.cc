@@ -20,7 +20,7 @@ void Require(bool condition) {
 
 void FuzzTransmit(const std::uint8_t* data, std::size_t size) {
   if (size < sizeof(PacketHeader) + 12) return;
-  PacketHeader header;
+  PacketHeader header{};
   std::memcpy(&header, data, sizeof(header));
   std::uint64_t features = 0;
   std::memcpy(&features, data + sizeof(header), sizeof(features));

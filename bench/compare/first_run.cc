@@ -1,8 +1,11 @@
-// first_run COMMAND ARGS...: starts a virtual machine monitor and stops the clock when one of its threads first enters a guest.
+// first_run COMMAND ARGS...: starts a virtual machine monitor and stops the clock when one of its
+// threads first enters a guest.
 //
-// Prints one line of JSON: wall_us and cpu_us from just before execve to the first KVM_RUN, maximum resident set so far, and how many
-// system calls were stopped for. The monitor is killed then. A seccomp filter makes the kernel stop the monitor at that one request and
-// at nothing else, so that the measurement costs the two monitors nothing between start and first run but the stops at thread creation.
+// Prints one line of JSON: wall_us and cpu_us from just before execve to the first KVM_RUN, maximum
+// resident set so far, and how many system calls were stopped for. The monitor is killed then. A
+// seccomp filter makes the kernel stop the monitor at that one request and at nothing else, so that
+// the measurement costs the two monitors nothing between start and first run but the stops at
+// thread creation.
 //
 // Source: Linux Documentation/userspace-api/seccomp_filter.rst (SECCOMP_RET_TRACE), ptrace(2).
 

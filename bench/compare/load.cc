@@ -38,7 +38,8 @@ constexpr std::size_t kChunk = 128 << 10;
 std::uint64_t NowUs() {
   timespec t{};
   clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000 + static_cast<std::uint64_t>(t.tv_nsec) / 1000;
+  return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000 +
+         static_cast<std::uint64_t>(t.tv_nsec) / 1000;
 }
 
 std::uint64_t Next(std::uint64_t& state) {
@@ -90,7 +91,8 @@ int RandomReads(const char* device, std::uint64_t seconds, unsigned depth) {
       }
     }
   }
-  std::printf("LOAD ops=%llu us=%llu\n", static_cast<unsigned long long>(ops), static_cast<unsigned long long>(NowUs() - start));
+  std::printf("LOAD ops=%llu us=%llu\n", static_cast<unsigned long long>(ops),
+              static_cast<unsigned long long>(NowUs() - start));
   return 0;
 }
 
@@ -135,7 +137,8 @@ int Pour(int fd, std::uint64_t seconds) {
   char byte = 0;
   while (read(fd, &byte, 1) > 0) {
   }
-  std::printf("LOAD bytes=%llu us=%llu\n", static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(NowUs() - start));
+  std::printf("LOAD bytes=%llu us=%llu\n", static_cast<unsigned long long>(bytes),
+              static_cast<unsigned long long>(NowUs() - start));
   return 0;
 }
 
@@ -146,7 +149,8 @@ int Drain(int fd) {
   ssize_t n = 0;
   while ((n = read(fd, chunk.data(), chunk.size())) > 0) bytes += static_cast<std::uint64_t>(n);
   if (n < 0) Die("read");
-  std::printf("LOAD bytes=%llu us=%llu\n", static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(NowUs() - start));
+  std::printf("LOAD bytes=%llu us=%llu\n", static_cast<unsigned long long>(bytes),
+              static_cast<unsigned long long>(NowUs() - start));
   return 0;
 }
 
@@ -156,12 +160,15 @@ int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
   const std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "randread" && argc == 5) {
-    return RandomReads(argv[2], std::strtoull(argv[3], nullptr, 10), static_cast<unsigned>(std::strtoul(argv[4], nullptr, 10)));
+    return RandomReads(argv[2], std::strtoull(argv[3], nullptr, 10),
+                       static_cast<unsigned>(std::strtoul(argv[4], nullptr, 10)));
   }
-  if (mode == "send" && argc == 5) return Pour(Connect(argv[2], std::atoi(argv[3])), std::strtoull(argv[4], nullptr, 10));
+  if (mode == "send" && argc == 5)
+    return Pour(Connect(argv[2], std::atoi(argv[3])), std::strtoull(argv[4], nullptr, 10));
   if (mode == "receive" && argc == 4) return Drain(Connect(argv[2], std::atoi(argv[3])));
   if (mode == "sink" && argc == 3) return Drain(Accept(std::atoi(argv[2])));
-  if (mode == "source" && argc == 4) return Pour(Accept(std::atoi(argv[2])), std::strtoull(argv[3], nullptr, 10));
+  if (mode == "source" && argc == 4)
+    return Pour(Accept(std::atoi(argv[2])), std::strtoull(argv[3], nullptr, 10));
   (void)std::fprintf(stderr, "load: wrong arguments; see the top of load.cc\n");
   return 2;
 }

@@ -455,7 +455,8 @@ Result<void> Transport::Restore(const TransportState& state) {
   generation_.store(state.config_generation, std::memory_order_release);
   interrupt_status_.store(state.interrupt_status, std::memory_order_release);
   status_.store(state.device_status, std::memory_order_release);
-  if (!state.activated) return {};
+  // A device that waits for its reset waits for it idle: what broke it is not tried again.
+  if (!state.activated || (state.device_status & kStatusNeedsReset) != 0) return {};
   if (Result<void> activated = Activate(); !activated) {
     Reset();
     return Err(Errc::kBadFormat, "virtio state: queue cannot be activated");

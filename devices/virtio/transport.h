@@ -164,7 +164,7 @@ class Transport final : public Interrupt {
   // to save.
   [[nodiscard]] TransportState Save() const;
   // kBadFormat, and the transport as after Reset, for a state that no driver could have reached on
-  // this device. An activated state activates the device.
+  // this device. An activated state activates the device, unless it waits for its reset.
   [[nodiscard]] Result<void> Restore(const TransportState& state);
 
   [[nodiscard]] Device& device() const { return device_; }

@@ -511,6 +511,11 @@ TEST_CASE_TEMPLATE("transport: a restored device goes on where the saved one sto
     const TransportState broken = SaveOf(rig);
     CHECK(broken.device_status == 0x4f);
     CHECK(RestoreTo(rig, broken).has_value());
+    CHECK(rig.ReadStatus() == 0x4f);
+    CHECK(rig.device.activations == 2);  // it waits idle
+    CHECK(RestoreTo(rig, SaveOf(rig)).has_value());
+    rig.WriteStatus(0);
+    CHECK(rig.ReadStatus() == 0);
   }
 }
 

@@ -195,13 +195,8 @@ bool Ring::DriverWantsInterrupt() {
     const Result<le16> flags = avail.Read<le16>(kRingFlags);
     return !flags || (flags->get() & kAvailNoInterrupt) == 0;
   }
-  if (count > std::numeric_limits<std::uint16_t>::max()) return true;  // passed every index
   const Result<le16> event = avail.Read<le16>(UsedEventOffset(state.size));
-  if (!event) return true;
-  // 2.7.7.2: interrupt if used_event is among the indices passed since the last decision. All
-  // modulo 2^16.
-  const auto since_event = static_cast<std::uint16_t>(state.next_used - event->get() - 1);
-  return since_event < count;
+  return !event || EventPassed(event->get(), state.next_used, count);
 }
 
 }  // namespace internal

@@ -1,7 +1,7 @@
 #pragma once
 
 // The memory layout of a split virtqueue (VIRTIO 1.2, 2.7.5 to 2.7.8), shared by the device side
-// (queue.h) and the driver side of the tests. Layout alone, no logic.
+// (queue.h) and the driver side of the tests. Layout, and the one comparison both sides make.
 
 #include <cstddef>
 #include <cstdint>
@@ -59,5 +59,12 @@ constexpr std::size_t UsedRingBytes(std::uint16_t size, bool event) {
 constexpr std::uint64_t kDescAlign = 16;
 constexpr std::uint64_t kAvailAlign = 2;
 constexpr std::uint64_t kUsedAlign = 4;
+
+// 2.7.7.2 and 2.7.10.2: whether `event` is among the `count` indices that end before `now`; all
+// modulo 2^16.
+[[nodiscard]] constexpr bool EventPassed(std::uint16_t event, std::uint16_t now,
+                                         std::uint32_t count) {
+  return static_cast<std::uint16_t>(now - event - 1) < count;
+}
 
 }  // namespace postern::virtio

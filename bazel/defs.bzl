@@ -56,6 +56,12 @@ POSTERN_COPTS = _WARNINGS + select({
     "//conditions:default": [],
 })
 
+# The text of a test is not what is tested: unoptimized it compiles in half the time, under g++ and under the sanitizers.
+_TEST_COPTS = [
+    "-O0",
+    "-U_FORTIFY_SOURCE",
+]
+
 def _static_when_released(linkopts):
     return linkopts + select({
         # gold, which Bazel picks where it finds it, cannot link static-pie.
@@ -94,7 +100,7 @@ def postern_cc_test(name, copts = [], deps = [], tags = [], tsan = False, size =
     native.cc_test(
         name = name,
         size = size,
-        copts = POSTERN_COPTS + copts,
+        copts = POSTERN_COPTS + _TEST_COPTS + copts,
         linkstatic = True,
         tags = tags + (["tsan"] if tsan else []),
         deps = deps + [

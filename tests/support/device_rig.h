@@ -72,7 +72,7 @@ class DeviceRig {
   [[nodiscard]] std::vector<std::byte> Config();
   template <memory::GuestPod T>
   [[nodiscard]] T ConfigAt(std::uint64_t offset) {
-    T value;
+    T value{};
     device_.ReadConfig(offset, std::as_writable_bytes(std::span<T, 1>(&value, 1)));
     return value;
   }

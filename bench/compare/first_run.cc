@@ -66,7 +66,7 @@ pid_t ThreadGroup(pid_t thread) {
 }
 
 int Fail(const char* what) {
-  (void)std::fprintf(stderr, "first_run: %s: %s\n", what, std::strerror(errno));
+  (void)std::fprintf(stderr, "first_run: %s: %s\n", what, strerrordesc_np(errno));
   return 1;
 }
 
@@ -81,7 +81,7 @@ int main(int argc, char** argv) {
   if (child < 0) return Fail("fork");
   if (child == 0) {
     if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(126);
-    raise(SIGSTOP);
+    (void)raise(SIGSTOP);
     if (!InstallFilter()) _exit(126);
     execvp(argv[1], argv + 1);
     _exit(127);

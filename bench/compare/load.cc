@@ -31,8 +31,8 @@ constexpr std::size_t kBlock = 4096;
 constexpr std::size_t kChunk = 128 << 10;
 
 [[noreturn]] void Die(const char* what) {
-  (void)std::fprintf(stderr, "load: %s: %s\n", what, std::strerror(errno));
-  std::exit(1);
+  (void)std::fprintf(stderr, "load: %s: %s\n", what, strerrordesc_np(errno));
+  _exit(1);
 }
 
 std::uint64_t NowUs() {
@@ -157,7 +157,7 @@ int Drain(int fd) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  signal(SIGPIPE, SIG_IGN);
+  (void)signal(SIGPIPE, SIG_IGN);
   const std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "randread" && argc == 5) {
     return RandomReads(argv[2], std::strtoull(argv[3], nullptr, 10),

@@ -166,7 +166,7 @@ struct StructuredFlag {
 };
 
 const StructuredFlag* FindStructured(std::string_view name) {
-  static const StructuredFlag kFlags[] = {
+  static const StructuredFlag flags[] = {
       {"memory", "size", {"shared", "prefault", "thp", "mergeable"}},
       {"disk", "path", {"readonly", "direct"}},
       {"net", "tap", {"offload"}},
@@ -174,7 +174,7 @@ const StructuredFlag* FindStructured(std::string_view name) {
       {"console", "mode", {}},
       {"serial", "mode", {}},
   };
-  for (const StructuredFlag& flag : kFlags) {
+  for (const StructuredFlag& flag : flags) {
     if (name == flag.name) return &flag;
   }
   return nullptr;

@@ -163,7 +163,7 @@ Row NodeRow(const char* name, const char* path, const char* purpose, const char*
 }
 
 Row IoUringRow() {
-  io_uring ring;
+  io_uring ring{};
   const int result = io_uring_queue_init(4, &ring, 0);
   if (result == 0) {
     io_uring_queue_exit(&ring);

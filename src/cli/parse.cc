@@ -45,6 +45,7 @@ std::string Suggestion(std::span<const Option> options, std::string_view verb,
 Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::string_view verb,
                                          const std::vector<std::string>& arguments) {
   std::vector<std::string> names;
+  names.reserve(options.size());
   for (const Option& o : options) names.emplace_back(o.name);
   std::vector<option> longs;
   for (std::size_t i = 0; i < options.size(); ++i) {
@@ -57,6 +58,7 @@ Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::s
   std::vector<std::string> copies = arguments;
   copies.insert(copies.begin(), "postern");
   std::vector<char*> argv;
+  argv.reserve(copies.size() + 1);
   for (std::string& copy : copies) argv.push_back(copy.data());
   argv.push_back(nullptr);
 
@@ -65,8 +67,9 @@ Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::s
   opterr = 0;
   while (true) {
     const int at = optind == 0 ? 1 : optind;
-    // "+:": no reordering, and ':' for a missing argument. -h is the one short flag.
-    const int got =
+    // getopt's state is static: the main thread alone parses. "+:": no reordering, and ':' for a
+    // missing argument. -h is the one short flag.
+    const int got =  // NOLINTNEXTLINE(concurrency-mt-unsafe)
         getopt_long(static_cast<int>(argv.size()) - 1, argv.data(), "+:h", longs.data(), nullptr);
     if (got == -1) break;
     const std::string_view word = arguments[static_cast<std::size_t>(

@@ -99,7 +99,7 @@ class Signals final : private EventHandler {
     for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&set, signal);
     pthread_sigmask(SIG_BLOCK, &set, nullptr);
     // A peer that goes away is an error of one write, not the end of the process.
-    signal(SIGPIPE, SIG_IGN);
+    (void)signal(SIGPIPE, SIG_IGN);
     return set;
   }
 

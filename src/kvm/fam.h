@@ -83,7 +83,7 @@ class FamBuffer {
  private:
   [[nodiscard]] std::byte* bytes() { return std::as_writable_bytes(std::span(words_)).data(); }
   std::vector<std::uint64_t> words_;
-  std::size_t room_;
+  std::size_t room_ = 0;
 };
 
 }  // namespace postern::kvm

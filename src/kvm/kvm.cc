@@ -183,7 +183,7 @@ GuestKernels CanRunGuestKernels(const Kvm& kvm) {
       if (errno == EINTR || errno == EAGAIN) continue;
       return GuestKernels::kUnknown;
     }
-    kvm_run run;
+    kvm_run run{};
     std::memcpy(&run, run_map->data(), sizeof(run));
     if (run.exit_reason == KVM_EXIT_HLT) return GuestKernels::kYes;
     if (run.exit_reason == KVM_EXIT_INTERNAL_ERROR) return GuestKernels::kNo;

@@ -279,7 +279,7 @@ class Vm::Msi final : public bus::MsiRoute {
     return {};
   }
 
-  const EventFd& trigger() const override { return event_; }
+  [[nodiscard]] const EventFd& trigger() const override { return event_; }
 
  private:
   Vm& vm_;
@@ -302,7 +302,7 @@ class Vm::Line final : public bus::IrqLine {
   Line(Vm& vm, std::uint32_t gsi, EventFd event) : vm_(vm), gsi_(gsi), event_(std::move(event)) {}
   ~Line() override { (void)vm_.AssignIrqfd(event_, gsi_, false); }
 
-  const EventFd& trigger() const override { return event_; }
+  [[nodiscard]] const EventFd& trigger() const override { return event_; }
   void SetLevel(bool high) override {
     kvm_irq_level level{};
     level.irq = gsi_;

@@ -202,7 +202,7 @@ Outcome<void> Machine::Impl::MakeVcpus(const kvm::Kvm& kvm,
         {.index = i, .count = config.cpus, .tsc_khz = tsc_khz, .tsc_deadline = kvm.tsc_deadline()});
     if (Result<void> r = vcpu.SetCpuid(cpuid); !r) return fail(r.error());
     if (Result<void> r = vcpu.SetMsrs(x86_64::InitialMsrs()); !r) return fail(r.error());
-    std::array<std::byte, 1024> lapic;
+    std::array<std::byte, 1024> lapic{};
     if (Result<void> r = vcpu.GetLapic(lapic); !r) return fail(r.error());
     if (Result<void> r = x86_64::SetLocalApicLvt(lapic, i == 0); !r) return fail(r.error());
     if (Result<void> r = vcpu.SetLapic(lapic); !r) return fail(r.error());

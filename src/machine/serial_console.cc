@@ -57,7 +57,7 @@ void SerialConsole::OnInputSpace() {
 }
 
 void SerialConsole::Feed() {
-  std::array<std::byte, serial::kFifoSize> bytes;
+  std::array<std::byte, serial::kFifoSize> bytes{};
   while (backend_ != nullptr) {
     const std::size_t space = std::min(uart_->InputSpace(), bytes.size());
     if (space == 0) return;
@@ -68,7 +68,7 @@ void SerialConsole::Feed() {
 }
 
 void SerialConsole::Flush() {
-  std::array<std::byte, 4096> bytes;
+  std::array<std::byte, 4096> bytes{};
   while (backend_ != nullptr) {
     std::size_t size = 0;
     {

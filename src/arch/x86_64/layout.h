@@ -94,7 +94,7 @@ constexpr std::uint32_t kPowerButtonGsi = 5;  // edge: pulse it to press the but
 constexpr std::uint32_t kVirtioMmioFirstGsi = 8;
 
 static_assert(kPvhMemoryMap + std::uint64_t{kMaxMemoryMapEntries} * 24 <= kZeroPage);
-static_assert(kPageDirectories + 4 * 0x1000 <= kCommandLine);
+static_assert(kPageDirectories + std::uint64_t{4} * 0x1000 <= kCommandLine);
 static_assert(kCommandLine + kCommandLineCapacity <= kBootAreaEnd && kBootAreaEnd <= kLowRamEnd);
 static_assert(kPciWindow32 + kPciWindow32Size <= kEcam && kEcam + kEcamReserved <= kVirtioMmio);
 static_assert(kVirtioMmio + kMaxVirtioMmio * kVirtioMmioStride <= kIoApic);

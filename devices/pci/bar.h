@@ -96,8 +96,8 @@ class Bar {
 
   // An access by other means than the bus (a window in config space), with the function's lock
   // held. False, and nothing done, when it does not lie inside one Trapped tile.
-  bool Read(std::uint64_t offset, std::span<std::byte> data) const;
-  bool Write(std::uint64_t offset, std::span<const std::byte> data) const;
+  [[nodiscard]] bool Read(std::uint64_t offset, std::span<std::byte> data) const;
+  [[nodiscard]] bool Write(std::uint64_t offset, std::span<const std::byte> data) const;
 
  private:
   Bar(BarKind kind, std::uint64_t size, std::vector<Tile> tiles, std::vector<BarDoorbell> doorbells)

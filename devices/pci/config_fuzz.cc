@@ -37,7 +37,7 @@ class Input {
 
 void Access(postern::bus::Bus& bus, std::uint64_t address, std::size_t width, bool write,
             std::uint64_t value) {
-  std::array<std::byte, 8> bytes;
+  std::array<std::byte, 8> bytes{};
   std::memcpy(bytes.data(), &value, sizeof(value));
   if (write) {
     bus.Write(address, std::span<const std::byte>(bytes).first(width));

@@ -55,7 +55,7 @@ struct FakeBridge {
   }
   template <typename U>
   void Store(bus::Bus& on, std::uint64_t address, U value) {
-    std::array<std::byte, sizeof(U)> bytes;
+    std::array<std::byte, sizeof(U)> bytes{};
     std::memcpy(bytes.data(), &value, sizeof(U));
     on.Write(address, bytes);
   }

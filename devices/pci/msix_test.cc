@@ -24,7 +24,7 @@ U Load(bus::MmioHandler& handler, std::uint64_t offset) {
 
 template <typename U>
 void Store(bus::MmioHandler& handler, std::uint64_t offset, U value) {
-  std::array<std::byte, sizeof(U)> bytes;
+  std::array<std::byte, sizeof(U)> bytes{};
   std::memcpy(bytes.data(), &value, sizeof(U));
   handler.Write(offset, bytes);
 }
@@ -88,7 +88,7 @@ TEST_CASE("msix: accesses other than aligned dwords and qwords inside the table 
       CAPTURE(width);
       CAPTURE(offset);
       const bool good = (width == 4 || width == 8) && offset % width == 0 && offset + width <= 64;
-      std::array<std::byte, 8> bytes;
+      std::array<std::byte, 8> bytes{};
       bytes.fill(std::byte{0x77});
       f.table->table().Read(offset, std::span(bytes).first(width));
       if (!good) {

@@ -94,7 +94,7 @@ void Run(Input& input, std::uint64_t base, std::uint64_t size) {
     // The first 256 bytes hold most registers.
     const std::uint64_t offset = (control & 8) != 0 ? input.Take(2) % size : input.Take(1);
     std::uint64_t value = input.Take((control & 0x40) != 0 ? width : 1);
-    std::array<std::byte, 8> bytes;
+    std::array<std::byte, 8> bytes{};
     std::memcpy(bytes.data(), &value, sizeof(value));
     if ((control & 4) != 0) {
       rig.bridge.mmio.Write(base + offset, std::span<const std::byte>(bytes).first(width));

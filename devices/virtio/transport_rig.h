@@ -346,7 +346,7 @@ class PciRig final : public TransportRig {
     return value;
   }
   void WriteConfig(std::uint32_t offset, std::size_t width, std::uint64_t value) override {
-    std::array<std::byte, 8> bytes;
+    std::array<std::byte, 8> bytes{};
     std::memcpy(bytes.data(), &value, 8);
     bridge.mmio.Write(kBase + virtio::kDeviceOffset + offset,
                       std::span<const std::byte>(bytes).first(width));
@@ -425,7 +425,7 @@ class MmioRig final : public TransportRig {
     return value;
   }
   void WriteConfig(std::uint32_t offset, std::size_t width, std::uint64_t value) override {
-    std::array<std::byte, 8> bytes;
+    std::array<std::byte, 8> bytes{};
     std::memcpy(bytes.data(), &value, 8);
     bridge.mmio.Write(kBase + virtio::mmio_regs::kConfig + offset,
                       std::span<const std::byte>(bytes).first(width));

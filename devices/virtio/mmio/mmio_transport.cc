@@ -37,7 +37,10 @@ Result<void> MmioTransport::Init(Device& device, const memory::MemoryMap& memory
                                  const bus::Platform& platform, bus::Bus& bus) {
   if (device.config_size() > kSize - regs::kConfig)
     return Err(Errc::kInvalidArgument, "virtio configuration size");
-  transport_ = TRY(Transport::Create(device, memory, *this, kMaxQueues));
+  Result<std::unique_ptr<Transport>> transport =
+      Transport::Create(device, memory, *this, kMaxQueues);
+  if (!transport) return Unexpected(transport.error());
+  transport_ = std::move(*transport);
   bus::RegisterOwner& owner = *this;
   bus_ = &bus;
   registers_.emplace(regs::kRegisters, owner, "virtio-mmio");

@@ -96,7 +96,7 @@ TEST_CASE("virtio-mmio: control registers take aligned 32-bit accesses alone") {
   for (const std::size_t width : {std::size_t{1}, std::size_t{2}, std::size_t{8}}) {
     for (std::uint32_t offset = 0; offset + width <= 0x100;
          offset += static_cast<std::uint32_t>(width)) {
-      std::array<std::byte, 8> bytes;
+      std::array<std::byte, 8> bytes{};
       bytes.fill(std::byte{1});
       rig.bridge.mmio.Write(kBase + offset, std::span<const std::byte>(bytes).first(width));
       rig.bridge.mmio.Read(kBase + offset, std::span(bytes).first(width));
@@ -239,7 +239,7 @@ TEST_CASE("virtio-mmio: random accesses leave a working device") {
     const std::size_t width = random() % 8 == 0 ? widths[random() % 4] : 4;
     std::uint64_t value = random();
     if (random() % 2 == 0) value &= 0xf;
-    std::array<std::byte, 8> bytes;
+    std::array<std::byte, 8> bytes{};
     std::memcpy(bytes.data(), &value, 8);
     const std::span<std::byte> data = std::span(bytes).first(width);
     const std::uint64_t offset =

@@ -67,7 +67,10 @@ Result<void> PciTransport::Init(Device& device, const memory::MemoryMap& memory,
                                 bus::InterruptSource& interrupts) {
   if (device.config_size() > kPartSize)
     return Err(Errc::kInvalidArgument, "virtio configuration size");
-  transport_ = TRY(Transport::Create(device, memory, *this, kMaxQueues));
+  Result<std::unique_ptr<Transport>> transport =
+      Transport::Create(device, memory, *this, kMaxQueues);
+  if (!transport) return Unexpected(transport.error());
+  transport_ = std::move(*transport);
   const std::uint16_t queues = transport_->queue_count();
   queue_vectors_ = std::make_unique<std::atomic<std::uint16_t>[]>(queues);
   bus::RegisterOwner& owner = *this;
@@ -312,7 +315,9 @@ void PciTransport::OnConfigRead(std::uint32_t offset, std::span<std::byte> data)
   const std::optional<CfgWindow> range = PciCfgWindow();
   if (!range) return;
   std::array<std::byte, 4> bytes{};
-  if (!bars()[kVirtioBar]->Read(range->offset, std::span(bytes).first(range->length))) return;
+  if (!bars()[kVirtioBar]->Read(range->offset, std::span(bytes).first(range->length))) {
+    return transport_->CountRefused();
+  }
   for (std::uint32_t i = 0; i < bytes.size(); ++i) {
     config().Update<std::uint8_t>(window + i, std::to_integer<std::uint8_t>(bytes[i]));
     if (window + i >= offset && window + i < offset + data.size())
@@ -329,7 +334,11 @@ void PciTransport::OnConfigWritten(std::uint32_t offset, std::span<const std::by
   std::array<std::byte, 4> bytes{};
   for (std::uint32_t i = 0; i < bytes.size(); ++i)
     bytes[i] = std::byte{config().Get<std::uint8_t>(window + i)};
-  bars()[kVirtioBar]->Write(range->offset, std::span<const std::byte>(bytes).first(range->length));
+  // A range outside the BAR's parts writes nothing.
+  if (!bars()[kVirtioBar]->Write(range->offset,
+                                 std::span<const std::byte>(bytes).first(range->length))) {
+    transport_->CountRefused();
+  }
 }
 
 std::optional<PciTransport::CfgWindow> PciTransport::PciCfgWindow() {

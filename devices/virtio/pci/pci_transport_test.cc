@@ -95,7 +95,7 @@ TEST_CASE(
     return value;
   };
   const auto write = [&](std::uint32_t offset, std::size_t width, std::uint64_t value) {
-    std::array<std::byte, 8> bytes;
+    std::array<std::byte, 8> bytes{};
     std::memcpy(bytes.data(), &value, 8);
     rig.bridge.mmio.Write(kBase + offset, std::span<const std::byte>(bytes).first(width));
   };
@@ -327,6 +327,8 @@ TEST_CASE(
     point(0, offset, 4);
     set_data(0);
     (void)data();
+    expected += 2;
+    CHECK(rig.Refused() == expected);
   }
   CHECK(rig.ReadStatus() == 0xff);  // decoding is still off
   CHECK(rig.transport().status() == 3);
@@ -442,7 +444,7 @@ TEST_CASE("virtio-pci: random accesses to the BAR and config space leave a worki
   for (int step = 0; step < 20000; ++step) {
     const std::array<std::size_t, 4> widths{1, 2, 4, 8};
     const std::size_t width = widths[random() % 4];
-    std::array<std::byte, 8> bytes;
+    std::array<std::byte, 8> bytes{};
     std::uint64_t value = random();
     if (random() % 2 == 0) value &= 0xf;
     if (random() % 4 == 0) value = 0x10000 * (random() % 32);

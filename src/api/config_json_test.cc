@@ -173,6 +173,15 @@ TEST_CASE("flags: errors name the flag") {
   }
 }
 
+TEST_CASE("regression: a value that is no UTF-8 is shown, not thrown over") {
+  Config config;
+  for (const char* name : {"cpus", "transport", "memory", "console"}) {
+    const Outcome<void> result = ApplyFlag(name, "\xff\xfe", config);
+    REQUIRE_FALSE(result);
+    CHECK_FALSE(result.error().cause.empty());
+  }
+}
+
 TEST_CASE("file: missing, a directory, and too large are told apart") {
   Config config;
   CHECK(ApplyJsonFile("/nonexistent/vm.json", config).error().cause.find("No such file") !=

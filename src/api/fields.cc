@@ -11,7 +11,7 @@ namespace postern::api {
 namespace {
 
 std::string Shown(const Fields::Json& value) {
-  std::string text = value.dump();
+  std::string text = value.dump(-1, ' ', false, Fields::Json::error_handler_t::replace);
   constexpr std::size_t kLongest = 60;
   if (text.size() > kLongest) text = text.substr(0, kLongest) + "...";
   return text;

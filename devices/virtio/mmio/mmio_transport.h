@@ -8,9 +8,8 @@
 // Interrupts are pulses of one edge-triggered line; notifications are doorbells of QueueNotify,
 // one value per queue.
 //
-// Ownership: borrows all it is given; claims its range of the bus for its life (its end waits for
-// vCPUs inside a handler). Threads: one
-// lock, held while a vCPU accesses it.
+// Ownership: borrows all it is given; claims its range of the bus for its life, whose end waits for
+// vCPUs inside a handler. Threads: one lock, held while a vCPU accesses it.
 
 #include <cstdint>
 #include <memory>

@@ -365,7 +365,7 @@ TEST_CASE("virtio-pci: function reset stops the device") {
   DriverQueue queue = rig.MakeQueue(0);
   rig.Start(kFeatureVersion1, {{0, &queue}});
   {
-    const MutexLock lock(rig.lock());
+    const MutexLock lock(rig.function->lock());
     rig.function->Reset();
   }
   CHECK(rig.device.deactivations == 1);
@@ -386,11 +386,11 @@ TEST_CASE("virtio-pci: saved state moves to another function of the same kind") 
   CHECK(rig.Request(0, queue).size() == 4);
   rig.SelectQueue(2);
   const auto save = [](PciRig& from) {
-    const MutexLock lock(from.lock());
+    const MutexLock lock(from.function->lock());
     return from.function->Save();
   };
   const auto restore = [](PciRig& to, const PciTransportState& state) {
-    const MutexLock lock(to.lock());
+    const MutexLock lock(to.function->lock());
     return to.function->Restore(state);
   };
   const PciTransportState state = save(rig);

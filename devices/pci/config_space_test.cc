@@ -174,7 +174,7 @@ TEST_CASE("config space: saved state restores what the guest wrote and nothing e
     CHECK(other.Restore({}).error().code == Errc::kBadFormat);
   }
   SUBCASE("every read-only bit") {
-    for (std::size_t bit = 0; bit < 64 * 32; ++bit) {
+    for (std::size_t bit = 0; bit < 2048; ++bit) {
       ConfigState bad = state;
       bad.registers[bit / 32] ^= 1U << (bit % 32);
       const std::uint32_t dword = static_cast<std::uint32_t>(bit / 32 * 4);

@@ -62,6 +62,7 @@ TEST_CASE("root: layouts that cannot be are refused") {
 TEST_CASE("root: 31 slots, by number or the lowest free one") {
   FakeBridge bridge;
   std::vector<std::unique_ptr<FakeFunction>> functions;
+  functions.reserve(33);
   for (int i = 0; i < 33; ++i)
     functions.push_back(std::make_unique<FakeFunction>(bridge.platform.interrupts));
   CHECK(bridge.root->Add(*functions[0], 0).error().code == Errc::kInvalidArgument);

@@ -59,9 +59,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   Sink sink;
   Serial serial(SharedLine(), sink);
   // Longer inputs reach nothing that this many steps do not.
-  for (std::size_t i = 0; i + 3 <= size && i < 3 * 256U; i += 3) {
+  for (std::size_t i = 0; i + 3 <= size && i < 768; i += 3) {
     const std::uint8_t what = data[i];
-    std::array<std::byte, 255> buffer;
+    std::array<std::byte, 255> buffer{};
     buffer.fill(static_cast<std::byte>(data[i + 2]));
     const std::span<std::byte> bytes(buffer.data(), std::size_t{1} << (what >> 3 & 3));
     switch (what & 7) {

@@ -23,7 +23,7 @@ constexpr std::uint64_t kMiB = 1 << 20;
 
 template <typename T>
 T ReadStruct(const memory::GuestMemory& memory, std::uint64_t address) {
-  T value;
+  T value{};
   REQUIRE(memory.CopyOut(Gpa(address), std::as_writable_bytes(std::span(&value, 1))));
   return value;
 }

@@ -21,7 +21,7 @@ using memory::GuestMemory;
 // A Linux vmlinux has about five; more than this is a damaged count.
 constexpr std::size_t kMaxProgramHeaders = 256;
 // All notes of a vmlinux are a few hundred bytes.
-constexpr std::uint64_t kMaxNoteBytes = 64 * 1024;
+constexpr std::uint64_t kMaxNoteBytes = 0x10000;
 
 constexpr std::uint64_t AlignUp(std::uint64_t value, std::uint64_t alignment) {
   return (value + alignment - 1) / alignment * alignment;
@@ -105,7 +105,7 @@ Outcome<LoadedKernel> LoadElf(const Image& image, const GuestMemory& memory,
     return ReadFailure(image, read.error());
   }
   if (header.ident[kElfIdentClass] != kElfClass64 ||
-      header.ident[kElfIdentData] != kElfDataLittle || header.machine.get() != kElfMachineX86_64) {
+      header.ident[kElfIdentData] != kElfDataLittle || header.machine.get() != kElfMachineAmd64) {
     return ConfigFailure(image.Label() + " is an ELF file for another kind of processor (machine " +
                              std::to_string(header.machine.get()) + ")",
                          "give a kernel built for 64-bit x86");

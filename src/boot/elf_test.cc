@@ -83,16 +83,16 @@ TEST_CASE("elf: notes that are not the PVH entry do not choose it") {
   ElfImage elf = TwoSegments();
   ByteVector notes;
   SUBCASE("another name") {
-    ElfImage::AppendNote(notes, std::string("Yen", 4), 18, ByteVector(8));
+    ElfImage::AppendNote(notes, std::string("Yen\0", 4), 18, ByteVector(8));
   }
   SUBCASE("a name that only starts the same") {
-    ElfImage::AppendNote(notes, std::string("Xenon", 6), 18, ByteVector(8));
+    ElfImage::AppendNote(notes, std::string("Xenon\0", 6), 18, ByteVector(8));
   }
   SUBCASE("another type") {
-    ElfImage::AppendNote(notes, std::string("Xen", 4), 17, ByteVector(8));
+    ElfImage::AppendNote(notes, std::string("Xen\0", 4), 17, ByteVector(8));
   }
   SUBCASE("another size") {
-    ElfImage::AppendNote(notes, std::string("Xen", 4), 18, ByteVector(5));
+    ElfImage::AppendNote(notes, std::string("Xen\0", 4), 18, ByteVector(5));
   }
   SUBCASE("no bytes at all") {}
   elf.Notes(notes);
@@ -134,8 +134,8 @@ TEST_CASE("elf: damaged notes neither loop nor read outside") {
   for (std::size_t length = 1; length < 44; ++length) {
     ByteVector notes;
     const std::uint64_t entry = 0x1000100;
-    ElfImage::AppendNote(notes, std::string("GNU", 4), 3, ByteVector(4));
-    ElfImage::AppendNote(notes, std::string("Xen", 4), 18, std::as_bytes(std::span(&entry, 1)));
+    ElfImage::AppendNote(notes, std::string("GNU\0", 4), 3, ByteVector(4));
+    ElfImage::AppendNote(notes, std::string("Xen\0", 4), 18, std::as_bytes(std::span(&entry, 1)));
     REQUIRE(notes.size() == 44);
     notes.resize(length);
     ElfImage elf = TwoSegments();

@@ -68,8 +68,6 @@ tl::unexpected<Failure> ReadFailure(const Image& image, const Error& error) {
 
 namespace {
 
-using internal::Damaged;
-
 constexpr std::uint64_t kPage = 4096;
 
 struct Signature {

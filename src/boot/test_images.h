@@ -58,7 +58,7 @@ struct ElfImage {
     header.ident[kElfIdentData] = kElfDataLittle;
     header.ident[6] = 1;
     header.type = kElfTypeExec;
-    header.machine = kElfMachineX86_64;
+    header.machine = kElfMachineAmd64;
     header.version = 1;
     header.ehsize = sizeof(Elf64Header);
     header.phentsize = sizeof(Elf64ProgramHeader);
@@ -103,9 +103,9 @@ struct ElfImage {
     ByteVector desc(desc_size);
     std::memcpy(desc.data(), &entry, std::min<std::size_t>(desc_size, sizeof(entry)));
     ByteVector notes;
-    AppendNote(notes, std::string("GNU", 4), 3, ByteVector(20),
+    AppendNote(notes, std::string("GNU\0", 4), 3, ByteVector(20),
                alignment);  // a build id comes first in a vmlinux
-    AppendNote(notes, std::string("Xen", 4), kXenNotePhys32Entry, desc, alignment);
+    AppendNote(notes, std::string("Xen\0", 4), kXenNotePhys32Entry, desc, alignment);
     return Notes(std::move(notes), alignment);
   }
 
@@ -155,7 +155,8 @@ struct BzImage {
   }
 
   [[nodiscard]] std::size_t SetupSize() const {
-    return (header.setup_sects == 0 ? 5U : header.setup_sects + 1U) * 512U;
+    const std::size_t sectors = header.setup_sects == 0 ? 5U : header.setup_sects + 1U;
+    return sectors * 512;
   }
 
   [[nodiscard]] ByteVector Build() const {

@@ -18,7 +18,7 @@ TEST_CASE("layout: RAM splits at the hole") {
 }
 
 TEST_CASE("layout: the 64-bit window lies above RAM and inside the physical address space") {
-  CHECK(PciWindow64(512 * kMiB, 46) == AddressRange{64 * kGiB, 64 * 1024 * kGiB - 64 * kGiB});
+  CHECK(PciWindow64(512 * kMiB, 46) == AddressRange{64 * kGiB, 65536 * kGiB - 64 * kGiB});
   CHECK(PciWindow64(64 * kGiB, 46).base == 64 * kGiB);
   CHECK(PciWindow64(64 * kGiB + 1, 46).base == 128 * kGiB);
   CHECK(PciWindow64(512 * kMiB, 52) == PciWindow64(512 * kMiB, 46));

@@ -37,7 +37,7 @@ unsigned Sum(std::span<const std::byte> bytes) {
 template <typename T>
 T At(std::span<const std::byte> bytes, std::size_t offset) {
   REQUIRE(offset + sizeof(T) <= bytes.size());
-  T value;
+  T value{};
   std::memcpy(&value, bytes.data() + offset, sizeof(T));
   return value;
 }
@@ -184,8 +184,9 @@ TEST_CASE("acpi: a machine too large for the area is refused, the largest that f
 
 // Runs a program; its exit status, or -1. Output goes to `log`.
 int Run(const std::vector<std::string>& words, const std::string& log) {
-  std::vector<char*> argv;
   std::vector<std::string> copy = words;
+  std::vector<char*> argv;
+  argv.reserve(copy.size() + 1);
   for (std::string& word : copy) argv.push_back(word.data());
   argv.push_back(nullptr);
   posix_spawn_file_actions_t actions;
@@ -207,6 +208,30 @@ std::string ReadFile(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
+void CheckWithIasl(const std::string& folder, const std::string& signature, const Bytes& bytes) {
+  CAPTURE(signature);
+  const std::string base = folder + "/" + signature;
+  const std::string again_base = folder + "/again_" + signature;
+  const std::string log_file = folder + "/log";
+  std::ofstream(base + ".aml", std::ios::binary)
+      .write(static_cast<const char*>(static_cast<const void*>(bytes.data())),
+             static_cast<std::streamsize>(bytes.size()));
+  CHECK(Run({"iasl", "-d", base + ".aml"}, log_file) == 0);
+  const std::string disassembly = ReadFile(base + ".dsl");
+  CHECK(disassembly.find("Invalid") == std::string::npos);
+  CHECK(disassembly.find("Unknown") == std::string::npos);
+  CHECK(Run({"iasl", "-oa", "-p", again_base, base + ".dsl"}, log_file) == 0);
+  const std::string log = ReadFile(log_file);
+  CAPTURE(log);
+  if (signature != "DSDT") return;
+  CHECK(log.find("0 Errors, 0 Warnings") != std::string::npos);
+  // The compiler writes its own name and revision into the header, so the checksum differs too.
+  const std::string again = ReadFile(again_base + ".aml");
+  REQUIRE(again.size() == bytes.size());
+  CHECK(std::memcmp(again.data() + sizeof(SdtHeader), bytes.data() + sizeof(SdtHeader),
+                    bytes.size() - sizeof(SdtHeader)) == 0);
+}
+
 TEST_CASE(
     "acpi: iasl disassembles every table and compiles it again to the same bytes, without "
     "warnings") {
@@ -220,32 +245,8 @@ TEST_CASE(
   std::vector<Config> configs = {Full(), Full(300), Config{}};
   configs[2].power_button = false;
   for (const Config& config : configs) {
-    auto tables = Walk(BuildTables(config, kBase));
-    for (const auto& table : tables) {
-      const std::string& signature = table.first;
-      const Bytes& bytes = table.second;
-      CAPTURE(signature);
-      const std::string base = folder + "/" + signature;
-      std::ofstream(base + ".aml", std::ios::binary)
-          .write(static_cast<const char*>(static_cast<const void*>(bytes.data())),
-                 static_cast<std::streamsize>(bytes.size()));
-      CHECK(Run({"iasl", "-d", base + ".aml"}, folder + "/log") == 0);
-      const std::string disassembly = ReadFile(base + ".dsl");
-      CHECK(disassembly.find("Invalid") == std::string::npos);
-      CHECK(disassembly.find("Unknown") == std::string::npos);
-      CHECK(Run({"iasl", "-oa", "-p", folder + "/again_" + signature, base + ".dsl"},
-                folder + "/log") == 0);
-      const std::string log = ReadFile(folder + "/log");
-      CAPTURE(log);
-      if (signature == "DSDT") {
-        CHECK(log.find("0 Errors, 0 Warnings") != std::string::npos);
-        // The compiler writes its own name and revision into the header, so the checksum differs
-        // too.
-        const std::string again = ReadFile(folder + "/again_" + signature + ".aml");
-        REQUIRE(again.size() == bytes.size());
-        CHECK(std::memcmp(again.data() + sizeof(SdtHeader), bytes.data() + sizeof(SdtHeader),
-                          bytes.size() - sizeof(SdtHeader)) == 0);
-      }
+    for (const auto& table : Walk(BuildTables(config, kBase))) {
+      CheckWithIasl(folder, table.first, table.second);
     }
   }
   std::filesystem::remove_all(folder);

@@ -18,7 +18,7 @@ DeviceRig::DeviceRig(virtio::Device& device, const Options& options)
   std::uint64_t needed = 0x1000;
   for (const std::uint16_t max_size : sizes) {
     const std::uint64_t size = options_.queue_size == 0 ? max_size : options_.queue_size;
-    needed += 27 * size + 3 * 4096 + options_.arena_size;
+    needed += 27 * size + 3UL * 4096 + options_.arena_size;
   }
   needed = (std::max(needed, options_.memory_size) + 4095) / 4096 * 4096;
   memory_ = MakeMemory(needed, options_.track_dirty);

@@ -85,7 +85,7 @@ void DriverQueue::WriteDescriptor(std::uint16_t index, const Descriptor& descrip
 }
 
 void DriverQueue::WriteAvailEntry(std::uint16_t slot, std::uint16_t head) {
-  CHECK(avail_view_.Write(virtio::kRingEntries + 2U * (slot % options_.size), le16(head))
+  CHECK(avail_view_.Write(virtio::kRingEntries + sizeof(le16) * (slot % options_.size), le16(head))
             .has_value());
 }
 

@@ -146,7 +146,7 @@ class DriverQueue {
   std::uint64_t used_;
   memory::GuestView avail_view_;
   memory::GuestView used_view_;
-  std::uint64_t arena_next_;
+  std::uint64_t arena_next_ = 0;
   std::uint16_t avail_idx_ = 0;
   std::uint16_t staged_idx_ = 0;
   std::uint16_t kicked_idx_ = 0;

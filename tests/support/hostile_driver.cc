@@ -46,7 +46,8 @@ std::uint64_t HostileDriver::SomeAddress() {
     case 3:
       return ~std::uint64_t{0} - Below(64);
     case 4:
-      return driver_.desc_table() + Below(27U * driver_.size());  // the rings themselves
+      return driver_.desc_table() +
+             Below(std::uint64_t{27} * driver_.size());  // the rings themselves
     default:
       return region->base().value + Below(region->size());
   }
@@ -101,7 +102,7 @@ void HostileDriver::PublishPlausible() {
 }
 
 void HostileDriver::WriteSomewhere() {
-  std::array<std::byte, 8> bytes;
+  std::array<std::byte, 8> bytes{};
   const std::uint64_t value = Random();
   for (std::size_t i = 0; i < bytes.size(); ++i)
     bytes[i] = static_cast<std::byte>(value >> (8 * i));

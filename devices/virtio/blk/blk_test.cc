@@ -30,6 +30,7 @@ using testing::HostileDriver;
 using testing::Pattern;
 
 constexpr std::uint64_t kMiB = 1 << 20;
+constexpr std::ptrdiff_t kSector = 512;
 
 // A file that is gone when the test is over. On the disk of the build, not in RAM: O_DIRECT and
 // holes are the file system's to do.
@@ -195,16 +196,16 @@ TEST_CASE("blk: reads and writes land where they should, by every engine, buffer
           const Answer read = f.Read(64, bytes);
           CHECK(read.status == BlkStatus::kOk);
           CHECK(read.length == bytes + 1);
-          CHECK(std::equal(read.data.begin(), read.data.end(), disk.begin() + 64 * 512));
+          CHECK(std::equal(read.data.begin(), read.data.end(), disk.begin() + 64 * kSector));
         }
         const auto news = Pattern(12288, 2);
         const Answer write = f.Write(1024, news);
         CHECK(write.status == BlkStatus::kOk);
         CHECK(write.length == 1);
         CHECK(f.Flush().status == BlkStatus::kOk);
-        CHECK(file.Read(1024 * 512, 12288) == news);
-        CHECK(file.Read(1024 * 512 - 512, 512) ==
-              std::vector(disk.begin() + 1023 * 512, disk.begin() + 1024 * 512));
+        CHECK(file.Read(1024 * kSector, 12288) == news);
+        CHECK(file.Read(1024 * kSector - 512, 512) ==
+              std::vector(disk.begin() + 1023 * kSector, disk.begin() + 1024 * kSector));
         CHECK(f.Read(1024, 12288).data == news);
         CHECK(f.rig->counter("reads") == 4);
         CHECK(f.rig->counter("read_bytes") == 4096 + 8192 + 131072 + 12288);
@@ -243,7 +244,7 @@ TEST_CASE("blk: scattered buffers of odd sizes; with direct I/O they go through 
                                     .Writable(1, std::byte{0xff}));
       CHECK(read.status == BlkStatus::kOk);
       CHECK(read.length == 3 * kMiB + 1);
-      CHECK(std::equal(read.data.begin(), read.data.end(), disk.begin() + 16 * 512));
+      CHECK(std::equal(read.data.begin(), read.data.end(), disk.begin() + 16 * kSector));
       CHECK(f.rig->counter("bounced") == (direct ? 1 : 0));
 
       const auto news = Pattern(2 * kMiB, 4);
@@ -255,7 +256,7 @@ TEST_CASE("blk: scattered buffers of odd sizes; with direct I/O they go through 
                                      .Writable(1, std::byte{0xff}));
       CHECK(write.status == BlkStatus::kOk);
       CHECK(f.Flush().status == BlkStatus::kOk);
-      CHECK(file.Read(4096 * 512, 2 * kMiB) == news);
+      CHECK(file.Read(4096 * kSector, 2 * kMiB) == news);
       CHECK(f.rig->counter("bounced") == (direct ? 2 : 0));
     }
   }
@@ -267,7 +268,11 @@ TEST_CASE("blk: a batch is one system call and at most one interrupt") {
   DriverQueue& driver = f.rig->driver(0);
   driver.SetUsedEvent(31);
   for (std::uint32_t i = 0; i < 32; ++i) {
-    driver.Build().ReadableObject(Header(kBlkTypeIn, i * 8)).Writable(4096).Writable(1).Publish();
+    driver.Build()
+        .ReadableObject(Header(kBlkTypeIn, std::uint64_t{i} * 8))
+        .Writable(4096)
+        .Writable(1)
+        .Publish();
   }
   f.rig->Kick(0);
   for (int i = 0; i < 32; ++i) CHECK(f.Wait().status == BlkStatus::kOk);
@@ -285,7 +290,7 @@ TEST_CASE("blk: a full ring of indirect requests with many segments") {
     DriverQueue& driver = f.rig->driver(0);
     for (std::uint32_t i = 0; i < 256; ++i) {
       auto request = driver.Build();
-      request.ReadableObject(Header(kBlkTypeIn, i * 8));
+      request.ReadableObject(Header(kBlkTypeIn, std::uint64_t{i} * 8));
       for (int part = 0; part < 16; ++part) request.Writable(256);
       request.Writable(1, std::byte{0xff}).Indirect();
       driver.StageHead(request.Place());
@@ -296,8 +301,8 @@ TEST_CASE("blk: a full ring of indirect requests with many segments") {
     for (std::uint32_t i = 0; i < 256; ++i) {
       const Answer answer = f.Wait();
       if (answer.status != BlkStatus::kOk) continue;
-      for (std::uint32_t sector = 0; sector < 256 * 8; sector += 8) {
-        if (std::equal(answer.data.begin(), answer.data.end(), disk.begin() + sector * 512))
+      for (std::ptrdiff_t sector = 0; sector < 2048; sector += 8) {
+        if (std::equal(answer.data.begin(), answer.data.end(), disk.begin() + sector * kSector))
           ++right;
       }
     }
@@ -390,7 +395,7 @@ TEST_CASE("blk: discard makes holes, write-zeroes makes zeros with and without t
       CHECK(discard.length == 1);
       CHECK(f.Flush().status == BlkStatus::kOk);
       CHECK(file.AllocatedBytes() < before);
-      CHECK(file.Read(4096 * 512, 1024 * 512) == std::vector<std::byte>(1024 * 512));
+      CHECK(file.Read(4096 * kSector, 1024 * kSector) == std::vector<std::byte>(1024 * kSector));
       CHECK(f.rig->counter("discards") == 1);
     }
     for (const std::uint32_t flags : {0U, kBlkRangeUnmap}) {
@@ -399,8 +404,8 @@ TEST_CASE("blk: discard makes holes, write-zeroes makes zeros with and without t
       const std::array<BlkRange, 2> ranges{Range(3, 5, flags), Range(100, 801, flags)};
       CHECK(f.Ranges(kBlkTypeWriteZeroes, ranges).status == BlkStatus::kOk);
       auto expected = Pattern(kMiB, 7);
-      std::fill_n(expected.begin() + 3 * 512, 5 * 512, std::byte{0});
-      std::fill_n(expected.begin() + 100 * 512, 801 * 512, std::byte{0});
+      std::fill_n(expected.begin() + 3 * kSector, 5 * kSector, std::byte{0});
+      std::fill_n(expected.begin() + 100 * kSector, 801 * kSector, std::byte{0});
       CHECK(f.Read(0, 65536).data == std::vector(expected.begin(), expected.begin() + 65536));
       CHECK(file.Read(0, kMiB) == expected);
     }
@@ -427,8 +432,8 @@ TEST_CASE("blk: where the host cannot zero a range, zeros are written") {
     CHECK(f.Ranges(kBlkTypeWriteZeroes, std::array{Range(8, 40000), Range(45000, 3)}).status ==
           BlkStatus::kOk);
     auto expected = disk;
-    std::fill_n(expected.begin() + 8 * 512, 40000 * 512, std::byte{0});
-    std::fill_n(expected.begin() + 45000 * 512, 3 * 512, std::byte{0});
+    std::fill_n(expected.begin() + 8 * kSector, 40000 * kSector, std::byte{0});
+    std::fill_n(expected.begin() + 45000 * kSector, 3 * kSector, std::byte{0});
     CHECK(file.Read(0, 24 * kMiB) == expected);
   }
 }
@@ -495,7 +500,7 @@ TEST_CASE("blk: reset waits for what is in flight (regression CVE-2026-45782)") 
       for (std::uint32_t i = 0; i < 64; ++i) {
         const std::uint64_t buffer = driver.Allocate(128 << 10, 4096);
         driver.StageHead(driver.Build()
-                             .ReadableObject(Header(kBlkTypeIn, i * 256))
+                             .ReadableObject(Header(kBlkTypeIn, std::uint64_t{i} * 256))
                              .WritableAt(buffer, 128 << 10)
                              .Writable(1)
                              .Place());
@@ -574,7 +579,7 @@ TEST_CASE("blk: configuration space") {
   CHECK(f.rig->ConfigAt<std::uint8_t>(offsetof(BlkConfig, writeback)) == 1);
   CHECK((f.blk->features() & kBlkFeatureMq) != 0);
   // Any offset and width, also across the end and far beyond it.
-  std::array<std::byte, 8> data;
+  std::array<std::byte, 8> data{};
   for (const std::uint64_t offset : {std::uint64_t{0}, std::uint64_t{57}, std::uint64_t{60},
                                      std::uint64_t{1} << 40, ~std::uint64_t{0}}) {
     CAPTURE(offset);
@@ -695,7 +700,7 @@ TEST_CASE("blk: several queues on several loops, each on its own thread") {
           for (std::uint32_t i = 0; i < 16; ++i) {
             rig.driver(q)
                 .Build()
-                .ReadableObject(Header(kBlkTypeIn, (q * 16U + i) * 8))
+                .ReadableObject(Header(kBlkTypeIn, (std::uint64_t{q} * 16 + i) * 8))
                 .Writable(4096)
                 .Writable(1)
                 .Publish();
@@ -708,8 +713,8 @@ TEST_CASE("blk: several queues on several loops, each on its own thread") {
             const auto used = rig.WaitUsed(q);
             REQUIRE(used.has_value());
             const auto data = rig.driver(q).Written(used->head);
-            for (std::uint32_t k = 0; k < 16; ++k) {
-              if (std::equal(data.begin(), data.end() - 1, disk.begin() + (q * 16U + k) * 4096))
+            for (std::ptrdiff_t k = 0; k < 16; ++k) {
+              if (std::equal(data.begin(), data.end() - 1, disk.begin() + (q * 16 + k) * 4096))
                 ++right;
             }
           }

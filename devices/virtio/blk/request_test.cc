@@ -112,9 +112,9 @@ TEST_CASE("blk request: what the disk cannot serve is refused before any I/O") {
   using K = BlkRequestKind;
   constexpr std::uint64_t kMax = ~std::uint64_t{0};
   struct Row {
-    const char* name;
-    K kind;
-    std::uint64_t sector, bytes;
+    const char* name = "";
+    K kind = K::kUnsupported;
+    std::uint64_t sector = 0, bytes = 0;
     std::optional<BlkStatus> refused;
   };
   const std::array<Row, 21> rows{{
@@ -194,10 +194,10 @@ TEST_CASE("blk request: blocks of 4096 bytes are read and written whole") {
 TEST_CASE("blk request: ranges of discard and write-zeroes") {
   using K = BlkRequestKind;
   struct Row {
-    const char* name;
-    K kind;
-    std::uint64_t sector;
-    std::uint32_t count, flags;
+    const char* name = "";
+    K kind = K::kUnsupported;
+    std::uint64_t sector = 0;
+    std::uint32_t count = 0, flags = 0;
     std::optional<BlkStatus> refused;
   };
   const std::array<Row, 12> rows{{

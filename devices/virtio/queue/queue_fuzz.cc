@@ -33,8 +33,8 @@ void Serve(Queue& queue, HostileDriver& hostile, std::vector<Chain>& held) {
     Chain chain = std::move(**next);
     CHECK(chain.head() < queue.size());
     CHECK(chain.readable_size() + chain.writable_size() <= 0xffffffff);
-    std::array<std::byte, 512> buffer;
-    std::array<iovec, 64> iovecs;
+    std::array<std::byte, 512> buffer{};
+    std::array<iovec, 64> iovecs{};
     Reader reader = chain.reader();
     const std::uint64_t readable = std::min<std::uint64_t>(reader.remaining(), buffer.size());
     CHECK(reader.Copy(std::span(buffer).first(readable)).has_value());

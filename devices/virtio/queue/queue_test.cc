@@ -334,7 +334,7 @@ TEST_CASE("virtq: cursors refuse what does not fit and stay where they are") {
   Reader reader = chain.reader();
   CHECK_FALSE(reader.Read<le32>().has_value());
   CHECK_FALSE(reader.Skip(4).has_value());
-  std::array<iovec, 2> iovecs;
+  std::array<iovec, 2> iovecs{};
   CHECK_FALSE(reader.Iovecs(4, iovecs).has_value());
   CHECK(reader.remaining() == 3);
   Writer writer = chain.writer();
@@ -362,7 +362,7 @@ TEST_CASE("virtq: iovecs name the same bytes, and say when there are too many") 
   Chain chain = PopOne(queue);
   Reader reader = chain.reader();
   REQUIRE(reader.Skip(8).has_value());
-  std::array<iovec, 3> iovecs;
+  std::array<iovec, 3> iovecs{};
   Result<std::size_t> none = reader.Iovecs(11, std::span(iovecs).first(2));
   REQUIRE_FALSE(none.has_value());
   CHECK(none.error().code == Errc::kExhausted);
@@ -398,7 +398,7 @@ TEST_CASE("virtq: a buffer may span adjacent regions") {
   driver.Build().ReadableAt(0x10000 - 20, 64).WritableAt(0x10000 - 4, 8).Publish();
   Chain chain = PopOne(queue);
   CHECK(ReadAll(chain.reader()) == bytes);
-  std::array<iovec, 4> iovecs;
+  std::array<iovec, 4> iovecs{};
   Reader reader = chain.reader();
   CHECK(reader.Iovecs(64, iovecs).value() == 2);
   CHECK(iovecs[0].iov_len == 20);
@@ -490,7 +490,7 @@ TEST_CASE("virtq: VIRTIO 1.2 2.7.5.3: indirect tables") {
                         Descriptor{le64(0x2000), le32(5), le16(kDescNext), le16(999)})
                 .has_value());
     REQUIRE(driver.memory()
-                ->Write(memory::Gpa(table + 999 * 16),
+                ->Write(memory::Gpa(table + 999 * sizeof(Descriptor)),
                         Descriptor{le64(0x3000), le32(6), le16(0), le16(0)})
                 .has_value());
     driver.Build().Raw(table, 16000, kDescIndirect).Publish();
@@ -709,6 +709,7 @@ TEST_CASE("virtq: chains complete in any order") {
   DriverQueue driver(MakeMemory(1 << 20), {});
   Queue queue = MakeActive(driver);
   std::vector<Chain> chains;
+  chains.reserve(4);
   for (std::uint32_t i = 0; i < 4; ++i) driver.Build().Writable(i + 1).Publish();
   for (int i = 0; i < 4; ++i) chains.push_back(PopOne(queue));
   CHECK(queue.in_flight() == 4);
@@ -832,7 +833,7 @@ TEST_CASE("virtq: what the device wrote is dirty, and only that") {
   static_cast<void>(memory->regions()[0]->dirty()->Take());
   Chain chain = PopOne(queue);
   SUBCASE("a prefix by the kernel") {
-    std::array<iovec, 4> iovecs;
+    std::array<iovec, 4> iovecs{};
     Writer writer = chain.writer();
     REQUIRE(writer.Iovecs(4097, iovecs).has_value());
     CHECK_FALSE(IsDirty(memory, 0x50000));

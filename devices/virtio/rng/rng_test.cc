@@ -12,7 +12,6 @@ namespace postern::virtio {
 namespace {
 
 using testing::DeviceRig;
-using testing::DriverQueue;
 using testing::HostileDriver;
 
 struct Fixture {
@@ -26,7 +25,7 @@ TEST_CASE("rng: is an entropy device with one queue and no configuration") {
   CHECK(f.rng.features() == 0);
   CHECK(f.rng.queue_sizes().size() == 1);
   CHECK(f.rng.config_size() == 0);
-  std::array<std::byte, 8> data;
+  std::array<std::byte, 8> data{};
   data.fill(std::byte{0xff});
   Rng{*f.loop}.ReadConfig(0, data);
   CHECK(std::all_of(data.begin(), data.end(), [](std::byte b) { return b == std::byte{0}; }));

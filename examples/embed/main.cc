@@ -15,15 +15,15 @@ int main(int argc, char** argv) {
 
   auto machine = postern::Machine::Create(config);
   if (!machine) {
-    std::fprintf(stderr, "%s\n%s\n", machine.error().cause.c_str(),
-                 machine.error().next_step.c_str());
+    (void)std::fprintf(stderr, "%s\n%s\n", machine.error().cause.c_str(),
+                       machine.error().next_step.c_str());
     return 1;
   }
   if (auto started = (*machine)->Start(); !started) {
-    std::fprintf(stderr, "%s\n", started.error().cause.c_str());
+    (void)std::fprintf(stderr, "%s\n", started.error().cause.c_str());
     return 1;
   }
   const postern::ExitReport end = (*machine)->Wait();
-  if (!end.text.empty()) std::fprintf(stderr, "%s\n", end.text.c_str());
+  if (!end.text.empty()) (void)std::fprintf(stderr, "%s\n", end.text.c_str());
   return end.exit_code();
 }

@@ -11,7 +11,7 @@
 namespace postern::cli {
 namespace {
 
-Outcome<std::vector<Given>> Parse(std::vector<std::string> arguments) {
+Outcome<std::vector<Given>> Parse(const std::vector<std::string>& arguments) {
   return ParseOptions(RunOptions(), "run", arguments);
 }
 

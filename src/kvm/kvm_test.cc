@@ -229,7 +229,7 @@ TEST_CASE("vm: the dirty log has the pages a vCPU wrote, once") {
 
 // The fixed vector bits of the local APIC's interrupt request register: which vectors are pending.
 bool Requested(const Vcpu& vcpu, unsigned vector) {
-  std::array<std::byte, 1024> lapic;
+  std::array<std::byte, 1024> lapic{};
   REQUIRE(vcpu.GetLapic(lapic));
   const std::size_t at = 0x200 + (vector / 32) * 0x10 + (vector % 32) / 8;
   return (std::to_integer<unsigned>(lapic[at]) & (1u << (vector % 8))) != 0;
@@ -237,7 +237,7 @@ bool Requested(const Vcpu& vcpu, unsigned vector) {
 
 // Software-enables the local APIC (SDM vol. 3A 11.9: spurious vector register, bit 8).
 void EnableLapic(Vcpu& vcpu) {
-  std::array<std::byte, 1024> lapic;
+  std::array<std::byte, 1024> lapic{};
   REQUIRE(vcpu.GetLapic(lapic));
   lapic[0xf0] = std::byte{0xff};
   lapic[0xf1] = std::byte{0x01};

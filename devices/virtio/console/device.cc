@@ -69,6 +69,13 @@ void Console::ReadConfig(std::uint64_t offset, std::span<std::byte> data) {
 }
 
 void Console::OnActivate() {
+  // Linux takes the size from a configuration change, not from the configuration it starts with.
+  bool known = false;
+  {
+    const MutexLock lock(mutex_);
+    known = size_.cols != 0 && size_.rows != 0;
+  }
+  if (known && (negotiated() & kFeatureSize) != 0) interrupt().Config();
   if (!carry_.empty()) Transmit();
 }
 

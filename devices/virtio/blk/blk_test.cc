@@ -714,7 +714,8 @@ TEST_CASE("blk: several queues on several loops, each on its own thread") {
             REQUIRE(used.has_value());
             const auto data = rig.driver(q).Written(used->head);
             for (std::ptrdiff_t k = 0; k < 16; ++k) {
-              if (std::equal(data.begin(), data.end() - 1, disk.begin() + (q * 16 + k) * 4096))
+              if (std::equal(data.begin(), data.end() - 1,
+                             disk.begin() + (std::ptrdiff_t{q} * 16 + k) * 4096))
                 ++right;
             }
           }

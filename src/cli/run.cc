@@ -100,6 +100,8 @@ class Signals final : private EventHandler {
     pthread_sigmask(SIG_BLOCK, &set, nullptr);
     // A peer that goes away is an error of one write, not the end of the process.
     (void)signal(SIGPIPE, SIG_IGN);
+    // So is a guest's write beyond the file size limit.
+    (void)signal(SIGXFSZ, SIG_IGN);
     return set;
   }
 

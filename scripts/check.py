@@ -23,6 +23,7 @@ stages:
 environment: POSTERN_CACHE (caches, default ~/.cache/postern), POSTERN_BAZEL_OUTPUT_BASE
 """
 
+import concurrent.futures
 import glob
 import json
 import os
@@ -69,27 +70,28 @@ class Check:
         self.long = options["long"]
         self.logs = tempfile.mkdtemp(prefix="postern-check.")
         self.terminal = sys.stdout.isatty()
-        self.child = None
+        self.children = set()
 
     # --- running things ---------------------------------------------------------------------------------------------
 
     def run(self, stage, command, env=None, timeout=None, on_line=None):
-        """Runs a command with its output in the stage's log. Returns its exit code, or None after the timeout."""
+        """Runs a command with its output in the stage's log. Returns its exit code, or None after the timeout. Several
+        may run at once, each with a log of its own."""
         log_path = self.log(stage)
         with open(log_path, "ab") as log:
             log.write(("$ " + " ".join(command) + "\n").encode())
             log.flush()
             offset = log.tell()
-            self.child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
-                                          stderr=subprocess.STDOUT, start_new_session=True,
-                                          env=dict(os.environ, **(env or {})))
+            child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                     start_new_session=True, env=dict(os.environ, **(env or {})))
+        self.children.add(child)
         start = shown = time.monotonic()
         pending, last = b"", b""
         with open(log_path, "rb") as reader:
             reader.seek(offset)
             while True:
                 try:
-                    code = self.child.wait(0.2)
+                    code = child.wait(0.2)
                 except subprocess.TimeoutExpired:
                     code = None
                 pending += reader.read()
@@ -102,8 +104,7 @@ class Check:
                 if code is not None:
                     break
                 if timeout and now - start > timeout:
-                    self.kill_child()
-                    self.child = None
+                    self.kill(child)
                     return None
                 if now - shown > (2 if self.terminal else PROGRESS_SECONDS):
                     shown = now
@@ -111,21 +112,19 @@ class Check:
         if pending and on_line:
             on_line(pending.decode(errors="replace"))
         # A test may leave nothing behind that goes on running.
-        self.kill_child()
-        self.child = None
+        self.kill(child)
         return code
 
-    def kill_child(self):
-        if self.child is None:
-            return
+    def kill(self, child):
         try:
-            os.killpg(self.child.pid, signal.SIGKILL)
+            os.killpg(child.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
         try:
-            self.child.wait(10)
+            child.wait(10)
         except subprocess.TimeoutExpired:
             pass
+        self.children.discard(child)
 
     def progress(self, line, seconds):
         last = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line.decode(errors="replace").strip())[:90]
@@ -273,14 +272,15 @@ class Check:
         self.scripts("kvm", results)
 
     def rig(self, results):
-        self.scripts("rig", results)
+        # Emulated hosts have one processor each.
+        self.scripts("rig", results, at_once=os.cpu_count() or 1)
 
     def release_folder(self):
         command = self.bazel_command("info", "--config=release", "bazel-bin")
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
         return done.stdout.strip()
 
-    def scripts(self, stage, results):
+    def scripts(self, stage, results, at_once=1):
         """Runs tests/integration/STAGE/*.sh. Each prints "PASS name", "FAIL name: reason" or "SKIP name: reason" lines."""
         paths = [p for p in sorted(glob.glob(os.path.join(ROOT, "tests/integration", stage, "*.sh"))) if os.access(p, os.X_OK)]
         if not paths:
@@ -289,32 +289,38 @@ class Check:
         folder = self.release_folder()
         env = {"POSTERN_BIN_DIR": folder, "POSTERN": os.path.join(folder, RELEASE_BINARY),
                "POSTERN_CACHE": CACHE, "POSTERN_LONG": "1" if self.long else ""}
+        with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+            for part in pool.map(lambda path: self.script(stage, path, env), paths):
+                results.passed += part.passed
+                results.failed += part.failed
+                results.skipped += part.skipped
+
+    def script(self, stage, path, env):
+        name = os.path.relpath(path, os.path.join(ROOT, "tests/integration"))
+        results = Results()
+
+        def line(text):
+            match = RESULT_LINE.match(text.rstrip("\r"))
+            if not match:
+                return
+            case, _, reason = match.group(2).partition(": ")
+            case = f"{name}: {case}"
+            if match.group(1) == "PASS":
+                results.passed.append(f"{name}: {match.group(2)}")
+            elif match.group(1) == "FAIL":
+                results.failed.append((case, reason or "no reason given"))
+            else:
+                results.skipped.append((case, reason or "no reason given"))
+
         timeout = LONG_SCRIPT_TIMEOUT if self.long else SCRIPT_TIMEOUT
-        for path in paths:
-            name = os.path.relpath(path, os.path.join(ROOT, "tests/integration"))
-            before = len(results.passed), len(results.failed), len(results.skipped)
-
-            def line(text, name=name):
-                match = RESULT_LINE.match(text.rstrip("\r"))
-                if not match:
-                    return
-                case, _, reason = match.group(2).partition(": ")
-                case = f"{name}: {case}"
-                if match.group(1) == "PASS":
-                    results.passed.append(f"{name}: {match.group(2)}")
-                elif match.group(1) == "FAIL":
-                    results.failed.append((case, reason or "no reason given"))
-                else:
-                    results.skipped.append((case, reason or "no reason given"))
-
-            code = self.run(stage, [path], env=env, timeout=timeout, on_line=line)
-            failed_lines = len(results.failed) - before[1]
-            if code is None:
-                results.failed.append((name, f"did not end within {timeout} s"))
-            elif code != 0 and failed_lines == 0:
-                results.failed.append((name, f"ended with {code} and reported no failure"))
-            elif (len(results.passed), len(results.failed), len(results.skipped)) == before:
-                results.failed.append((name, "reported no result"))
+        code = self.run(f"{stage}-{os.path.basename(path)}", [path], env=env, timeout=timeout, on_line=line)
+        if code is None:
+            results.failed.append((name, f"did not end within {timeout} s"))
+        elif code != 0 and not results.failed:
+            results.failed.append((name, f"ended with {code} and reported no failure"))
+        elif not (results.passed or results.failed or results.skipped):
+            results.failed.append((name, "reported no result"))
+        return results
 
 
 STAGES = ["setup", "format", "build", "unit", "fuzz", "asan", "tsan", "tidy", "kvm", "rig"]
@@ -378,7 +384,8 @@ def main(argv):
     begun = time.monotonic()
 
     def interrupted(number, _frame):
-        check.kill_child()
+        for child in list(check.children):
+            check.kill(child)
         print(f"\ncheck: stopped by signal {number}; logs: {check.logs}", file=sys.stderr)
         os._exit(128 + number)
 

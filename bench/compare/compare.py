@@ -31,8 +31,9 @@ QEMU = "qemu-system-x86_64"
 
 def qemu_machine(mib, linux):
     # What both give the guest: no legacy devices, ACPI, the processor as it is; a thread of its own for the disk.
+    # Some hosts offer an IA32_ARCH_CAPABILITIES (MSR 0x10a) that QEMU 7.2 cannot set.
     pcie = ",pcie=on" if linux else ""
-    return [QEMU, "-M", f"microvm,pic=off,pit=off,rtc=off,isa-serial=off{pcie}", "-accel", "kvm", "-cpu", "host", "-m", str(mib),
+    return [QEMU, "-M", f"microvm,pic=off,pit=off,rtc=off,isa-serial=off{pcie}", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", str(mib),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-global", "virtio-mmio.force-legacy=false",
             "-object", "iothread,id=io0"]
 
@@ -202,8 +203,7 @@ def native(bench, probe, rounds, table):
     kernel = (probe,)
 
     def first(command):
-        output = subprocess.run([bench.first_run, *command], stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
-        return json.loads(output)
+        return json.loads(run([bench.first_run, *command])[2])
 
     ours = bench.postern_command(GUEST_MIB, "probe.mode=exit")
     theirs = bench.qemu_command(GUEST_MIB, "probe.mode=exit", kernel)
@@ -367,6 +367,14 @@ def start_rig(arguments, work, postern, first_run):
         return json.load(file)
 
 
+def built(*targets):
+    """The path of a release build, made now if need be; what the build says is shown."""
+    done = subprocess.run([os.path.join(ROOT, "scripts/build"), *targets], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit("compare: the release build failed; its errors are above")
+    return done.stdout.split()[-1]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
@@ -380,39 +388,45 @@ def main():
     parser.add_argument("--in-namespace", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
-    if not arguments.inside and not arguments.linux and not arguments.in_namespace:
-        # A network of our own for the TAP.
-        os.execvp("unshare", ["unshare", "--net", sys.executable, os.path.realpath(__file__), *sys.argv[1:], "--in-namespace"])
-    postern = arguments.postern or subprocess.run([os.path.join(ROOT, "scripts/build")], check=True, capture_output=True,
-                                                  text=True).stdout.split()[-1]
-    postern = os.path.realpath(postern)
+    if not arguments.in_namespace and not arguments.inside:
+        # Built here, as Bazel's server is not to be reached from a network namespace.
+        arguments.postern = os.path.realpath(arguments.postern or built())
+        arguments.probe = os.path.realpath(arguments.probe or built("//src/probe:probe.elf"))
+        if not arguments.linux:
+            # A network of our own for the TAP.
+            os.execvp("unshare", ["unshare", "--net", sys.executable, os.path.realpath(__file__), *sys.argv[1:], "--in-namespace",
+                                  "--postern", arguments.postern, "--probe", arguments.probe])
     work = tempfile.mkdtemp(prefix="postern-compare.")
     try:
-        first_run = arguments.first_run
-        if not first_run:
-            first_run = os.path.join(work, "first_run")
-            subprocess.run(["g++", "-std=c++20", "-O2", "-o", first_run, os.path.join(ROOT, "bench/compare/first_run.cc")], check=True)
-        table = Table()
-        if arguments.linux:
-            table.rows = start_rig(arguments, work, postern, first_run)
-        else:
-            version = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
-            print(f"{version}; {arguments.rounds} rounds, medians; ratio is Postern / QEMU")
-            Table.head()
-            subprocess.run("ip link set lo up; ip tuntap add bench0 mode tap vnet_hdr; ip addr add 10.78.0.1/24 dev bench0; "
-                           "ip link set bench0 up", shell=True, check=True)
-            bench = Bench(postern, first_run, work)
-            if arguments.inside:
-                inside_rig(bench, arguments.rounds, arguments.seconds, table)
-            else:
-                probe = arguments.probe or subprocess.run([os.path.join(ROOT, "scripts/build"), "//src/probe:probe_elf"], check=True,
-                                                          capture_output=True, text=True).stdout.split()[-1]
-                native(bench, os.path.realpath(probe), arguments.rounds, table)
-        if arguments.json:
-            with open(arguments.json, "w", encoding="ascii") as file:
-                json.dump(table.rows, file, indent=1)
+        return compare(arguments, work)
+    except RuntimeError as error:
+        sys.exit(f"compare: {error}")
     finally:
         shutil.rmtree(work)
+
+
+def compare(arguments, work):
+    first_run = arguments.first_run
+    if not first_run:
+        first_run = os.path.join(work, "first_run")
+        subprocess.run(["g++", "-std=c++20", "-O2", "-o", first_run, os.path.join(ROOT, "bench/compare/first_run.cc")], check=True)
+    table = Table()
+    if arguments.linux:
+        table.rows = start_rig(arguments, work, arguments.postern, first_run)
+    else:
+        version = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
+        print(f"{version}; {arguments.rounds} rounds, medians; ratio is Postern / QEMU")
+        Table.head()
+        subprocess.run("ip link set lo up; ip tuntap add bench0 mode tap vnet_hdr; ip addr add 10.78.0.1/24 dev bench0; "
+                       "ip link set bench0 up", shell=True, check=True)
+        bench = Bench(arguments.postern, first_run, work)
+        if arguments.inside:
+            inside_rig(bench, arguments.rounds, arguments.seconds, table)
+        else:
+            native(bench, arguments.probe, arguments.rounds, table)
+    if arguments.json:
+        with open(arguments.json, "w", encoding="ascii") as file:
+            json.dump(table.rows, file, indent=1)
     return 0
 
 

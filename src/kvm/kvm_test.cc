@@ -64,7 +64,7 @@ std::unique_ptr<Guest> MakeGuest(bool track_dirty = false) {
   Result<Kvm> kvm = Kvm::Open();
   if (!kvm) return nullptr;
   auto guest = std::unique_ptr<Guest>(new Guest{std::move(*kvm), nullptr, nullptr, nullptr});
-  Result<std::unique_ptr<Vm>> vm = Vm::Create(guest->kvm, {});
+  Result<std::unique_ptr<Vm>> vm = Vm::Create(guest->kvm);
   REQUIRE(vm);
   guest->vm = std::move(*vm);
   memory::Backing backing;
@@ -75,6 +75,7 @@ std::unique_ptr<Guest> MakeGuest(bool track_dirty = false) {
   REQUIRE(memory);
   guest->memory = std::make_unique<memory::MemoryMap>(*memory);
   REQUIRE(guest->memory->Observe(*guest->vm));
+  REQUIRE(guest->vm->CreateInterruptControllers(guest->kvm, {}));
   Result<std::unique_ptr<Vcpu>> vcpu = guest->vm->CreateVcpu(0);
   REQUIRE(vcpu);
   guest->vcpu = std::move(*vcpu);

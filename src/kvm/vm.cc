@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "src/base/check.h"
 #include "src/base/log.h"
 #include "src/kvm/fam.h"
 #include "src/kvm/stats.h"
@@ -21,7 +22,7 @@ constexpr std::uint32_t kIoApicPins = 24;
 
 }  // namespace
 
-Result<std::unique_ptr<Vm>> Vm::Create(const Kvm& kvm, const VmOptions& options) {
+Result<std::unique_ptr<Vm>> Vm::Create(const Kvm& kvm) {
   Fd fd = TRY(kvm.CreateVm());
   const std::size_t run_size = TRY(kvm.VcpuMmapSize());
   const int slots = kvm.Check(KVM_CAP_NR_MEMSLOTS);
@@ -33,25 +34,31 @@ Result<std::unique_ptr<Vm>> Vm::Create(const Kvm& kvm, const VmOptions& options)
   if (ioctl(fd.get(), KVM_SET_IDENTITY_MAP_ADDR, &identity) < 0)
     return SysError("KVM_SET_IDENTITY_MAP_ADDR");
   if (ioctl(fd.get(), KVM_SET_TSS_ADDR, kTssAddress) < 0) return SysError("KVM_SET_TSS_ADDR");
-  if (ioctl(fd.get(), KVM_CREATE_IRQCHIP, 0) < 0) return SysError("KVM_CREATE_IRQCHIP");
+  return std::unique_ptr<Vm>(new Vm(std::move(fd), run_size, static_cast<std::uint32_t>(slots),
+                                    static_cast<std::uint32_t>(routes)));
+}
+
+Result<void> Vm::CreateInterruptControllers(const Kvm& kvm, const VmOptions& options) {
+  if (ioctl(fd_.get(), KVM_CREATE_IRQCHIP, 0) < 0) return SysError("KVM_CREATE_IRQCHIP");
   if (options.vcpus > 254 && kvm.Check(KVM_CAP_X2APIC_API) != 0) {
     kvm_enable_cap cap{};
     cap.cap = KVM_CAP_X2APIC_API;
     cap.args[0] = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
-    if (ioctl(fd.get(), KVM_ENABLE_CAP, &cap) < 0) return SysError("KVM_ENABLE_CAP X2APIC_API");
+    if (ioctl(fd_.get(), KVM_ENABLE_CAP, &cap) < 0) return SysError("KVM_ENABLE_CAP X2APIC_API");
   }
   if (options.pit) {
     kvm_pit_config pit{};
     pit.flags = KVM_PIT_SPEAKER_DUMMY;
-    if (ioctl(fd.get(), KVM_CREATE_PIT2, &pit) < 0) return SysError("KVM_CREATE_PIT2");
+    if (ioctl(fd_.get(), KVM_CREATE_PIT2, &pit) < 0) return SysError("KVM_CREATE_PIT2");
   }
-  return std::unique_ptr<Vm>(new Vm(std::move(fd), run_size, static_cast<std::uint32_t>(slots),
-                                    static_cast<std::uint32_t>(routes)));
+  has_irqchip_ = true;
+  return {};
 }
 
 Vm::~Vm() = default;
 
 Result<std::unique_ptr<Vcpu>> Vm::CreateVcpu(std::uint32_t id) {
+  CHECK(has_irqchip_);
   Fd fd(ioctl(fd_.get(), KVM_CREATE_VCPU, static_cast<unsigned long>(id)));
   if (!fd.valid()) return SysError("KVM_CREATE_VCPU");
   Mmap run = TRY(Mmap::Create(run_size_, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get()));

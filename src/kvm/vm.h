@@ -32,8 +32,12 @@ class Vm final : public bus::InterruptSource,
                  public bus::Doorbells,
                  public memory::MemoryObserver {
  public:
-  [[nodiscard]] static Result<std::unique_ptr<Vm>> Create(const Kvm& kvm, const VmOptions& options);
+  // A machine without memory, interrupt controllers or vCPUs.
+  [[nodiscard]] static Result<std::unique_ptr<Vm>> Create(const Kvm& kvm);
   ~Vm() override;
+  // Once, before the first vCPU, line or route; best after RAM is there: KVM changes the memory
+  // slots of a VM that has an IOAPIC only after a grace period of some milliseconds.
+  [[nodiscard]] Result<void> CreateInterruptControllers(const Kvm& kvm, const VmOptions& options);
 
   [[nodiscard]] bus::Platform platform() { return {*this, *this, *this}; }
   [[nodiscard]] Result<std::unique_ptr<Vcpu>> CreateVcpu(std::uint32_t id);
@@ -99,6 +103,7 @@ class Vm final : public bus::InterruptSource,
   std::size_t run_size_;
   std::uint32_t max_slots_;
   std::uint32_t max_routes_;
+  bool has_irqchip_ = false;  // set before there is a second thread
   mutable Mutex mutex_;
   std::vector<Slot> slots_ GUARDED_BY(mutex_);
   std::vector<Route> routes_ GUARDED_BY(mutex_);

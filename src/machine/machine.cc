@@ -138,8 +138,7 @@ Outcome<void> Machine::Impl::MakeVm(const kvm::Kvm& kvm) {
         fmt::format("cpus: {} is more than the {} this host's KVM allows", config.cpus, most),
         "use fewer");
   }
-  Result<std::unique_ptr<kvm::Vm>> made =
-      kvm::Vm::Create(kvm, {.pit = config.pit, .vcpus = config.cpus});
+  Result<std::unique_ptr<kvm::Vm>> made = kvm::Vm::Create(kvm);
   if (!made)
     return HostFailure("cannot create a virtual machine", made.error(),
                        "postern doctor says what this host's KVM offers");
@@ -150,6 +149,11 @@ Outcome<void> Machine::Impl::MakeVm(const kvm::Kvm& kvm) {
   memory = std::make_unique<memory::MemoryMap>(std::move(*ram));
   if (Result<void> r = memory->Observe(*vm); !r)
     return HostFailure("cannot give the guest its memory", r.error());
+  if (Result<void> r =
+          vm->CreateInterruptControllers(kvm, {.pit = config.pit, .vcpus = config.cpus});
+      !r)
+    return HostFailure("cannot create the interrupt controllers", r.error(),
+                       "postern doctor says what this host's KVM offers");
   return {};
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Postern against QEMU's microvm machine, on the same payloads in one run. Prints a table of both figures and their ratio.
 
-usage: bench/compare/compare [--rounds N] [--seconds N] [--linux] [--json FILE]
+usage: bench/compare/compare [--rounds N] [--seconds N] [--linux [--cpus N]] [--json FILE]
 
 Without --linux, on this machine's own KVM with the built-in guest: process start to first guest instruction, start to the guest's own
 end, resident memory beyond guest RAM, exits per request, virtio-blk reads, virtio-net packets.
@@ -358,7 +358,7 @@ def start_rig(arguments, work, postern, first_run):
     values = dict(word.split("=", 1) for word in shlex.split(image))
     out = os.path.join(work, "out")
     os.mkdir(out)
-    command = [os.path.join(ROOT, "tests/rig/rig"), "--timeout", "3000", "--memory", "4096M", "--out", out,
+    command = [os.path.join(ROOT, "tests/rig/rig"), "--timeout", "3000", "--memory", "4096M", "--cpus", str(arguments.cpus), "--out", out,
                "--env", "KERNEL=" + values["KERNEL"], "--env", "INITRD=" + values["INITRD"], "--env", "LOAD=" + load, "--",
                "/usr/bin/python3", os.path.realpath(__file__), "--inside", "--postern", postern, "--first-run", first_run,
                "--rounds", str(arguments.rounds), "--seconds", str(arguments.seconds), "--json", os.path.join(out, "rows.json")]
@@ -380,6 +380,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=int, default=5, help="of each load under Linux")
     parser.add_argument("--linux", action="store_true", help="in the emulated host, with Debian's kernel")
+    parser.add_argument("--cpus", type=int, default=2, help="of the emulated host (default 2: one for the guest's CPU, one for I/O)")
     parser.add_argument("--json", help="also write the rows here")
     parser.add_argument("--postern", help="the binary (default: a release build)")
     parser.add_argument("--probe", help="the built-in guest's image (default: built)")

@@ -25,6 +25,7 @@ KERNEL_NAMES = {
     "6.1": "linux-image-6.1-amd64",
     "6.1-cloud": "linux-image-cloud-amd64",
 }
+BUILT_KERNEL = "6.12-iommufd"  # not Debian's: made from its source, see kernel_build.py
 SIGNATURE_MARKER = b"~Module signature appended~\n"
 
 
@@ -157,9 +158,11 @@ def kernel(name):
     """The kernel of a Debian package (or of a short name in KERNEL_NAMES), from the cache or from apt."""
     if os.path.isdir(name):
         return Kernel(os.path.realpath(name))
+    if name == BUILT_KERNEL:
+        return _built_kernel()
     package = KERNEL_NAMES.get(name, name)
     if not re.fullmatch(r"linux-image-[a-z0-9.+~-]+", package):
-        raise RigError(f"unknown kernel {name!r}: one of {', '.join(KERNEL_NAMES)}, a linux-image-* package, or a folder")
+        raise RigError(f"unknown kernel {name!r}: one of {', '.join(KERNEL_NAMES)}, {BUILT_KERNEL}, a linux-image-* package, or a folder")
     kernels = os.path.join(cache_dir(), "kernels")
     link = os.path.join(kernels, package)
     if not os.path.isdir(link):
@@ -167,6 +170,16 @@ def kernel(name):
             if not os.path.isdir(link):
                 _fetch(package, kernels, link)
     return Kernel(os.path.realpath(link))
+
+
+def _built_kernel():
+    import kernel_build  # pylint: disable=import-outside-toplevel  # which imports this file
+    folder = os.path.join(cache_dir(), "kernels", f"{BUILT_KERNEL}-{kernel_build.key()}")
+    if not os.path.isdir(folder):
+        with cache_lock("kernels"):
+            if not os.path.isdir(folder):
+                kernel_build.build(folder)
+    return Kernel(folder)
 
 
 def _depends_of(package):

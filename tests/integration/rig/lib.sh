@@ -1,12 +1,16 @@
 # What the tests in the emulated host share. Sourcing it on the machine runs the calling test again inside the rig; from
 # there on the code below runs as root on a host of its own, with a real KVM, and may do to it what it likes.
 #
-# Set before sourcing: KERNELS="6.12-cloud ..." (names for tests/rig/guest-image).
+# Set before sourcing: KERNELS="6.12-cloud ..." (names for tests/rig/guest-image); where wanted GUEST_MODULES=(nvme ...),
+# RIG_ARGUMENTS=(--device ...) for the emulated host, and a function rig_prepare, which runs on the machine, makes files in
+# $GUESTS and may add to RIG_ARGUMENTS.
 # RIG_ONLY=PATTERN in the environment runs only the cases whose name matches (a shell pattern).
 # RIG_VM_LIMIT=SECONDS is how long one guest may take. RIG_KEEP=DIR keeps the consoles and logs of all guests there.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
 TEST=$(basename "$0" .sh)
+[ -n "${GUEST_MODULES+set}" ] || GUEST_MODULES=()
+[ -n "${RIG_ARGUMENTS+set}" ] || RIG_ARGUMENTS=()
 need "$TEST" "$POSTERN"
 
 # Makes all guests on the machine: neither compiler nor network nor cache are wanted in the emulator.
@@ -15,13 +19,14 @@ enter_rig() {
   GUESTS=$(mktemp -d /tmp/postern-rig.XXXXXX) || exit 1
   trap 'rm -rf "$GUESTS"' EXIT
   for kernel in $KERNELS; do
-    "$ROOT/tests/rig/guest-image" "$kernel" --add "$sources/guest=tests" --program "$sources/guest_agent.cc=agent" \
+    "$ROOT/tests/rig/guest-image" "$kernel" "${GUEST_MODULES[@]/#/--module=}" --add "$sources/guest=tests" --program "$sources/guest_agent.cc=agent" \
       --root-image "$GUESTS/root.img" --root-size 24M > "$GUESTS/$kernel.env" || {
       fail "$TEST" "no guest image for $kernel"
       finish
     }
   done
-  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-1500}" --env "POSTERN=$(realpath "$POSTERN")" \
+  if declare -F rig_prepare > /dev/null; then rig_prepare || { fail "$TEST" "its files cannot be made"; finish; }; fi
+  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-1500}" "${RIG_ARGUMENTS[@]}" --env "POSTERN=$(realpath "$POSTERN")" \
     --env "GUESTS=$GUESTS" --env "RIG_ONLY=${RIG_ONLY:-}" --env RIG_VM_LIMIT \
     ${RIG_KEEP:+--env "RIG_KEEP=$(realpath "$RIG_KEEP")" --out "$RIG_KEEP"} -- bash "$(realpath "$0")"
   code=$?

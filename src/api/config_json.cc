@@ -77,6 +77,47 @@ Outcome<void> ReadVsock(const Json& json, const std::string& path,
   return {};
 }
 
+// "on", "off", "auto", or "fd=N" for an open descriptor.
+Outcome<void> ReadIommufd(const Json& json, const std::string& path, AssignedConfig& device) {
+  constexpr std::string_view kFd = "fd=";
+  const std::string text = json.is_string() ? json.get<std::string>() : "";
+  if (text.starts_with(kFd)) {
+    const Json object = {{"fd", text.substr(kFd.size())}};
+    Fields fields(object, path);
+    fields.Number("fd", 0, 1 << 20,
+                  [&](std::uint64_t fd) { device.iommufd_fd = static_cast<int>(fd); });
+    device.iommufd = AssignedConfig::Iommufd::kOn;
+    return fields.Finish();
+  }
+  if (text == "on" || (json.is_boolean() && json.get<bool>())) {
+    device.iommufd = AssignedConfig::Iommufd::kOn;
+  } else if (text == "off" || (json.is_boolean() && !json.get<bool>())) {
+    device.iommufd = AssignedConfig::Iommufd::kOff;
+  } else if (text == "auto") {
+    device.iommufd = AssignedConfig::Iommufd::kAuto;
+  } else {
+    return ConfigFailure(path + ": is none of: auto, on, off, fd=N", "choose one of these");
+  }
+  return {};
+}
+
+Outcome<void> ReadAssigned(const Json& json, const std::string& path, AssignedConfig& device) {
+  Fields fields(json, path);
+  fields.Text("host", device.host)
+      .Text("path", device.path)
+      .Text("socket", device.socket)
+      .Number("fd", 0, 1 << 20, [&](std::uint64_t fd) { device.fd = static_cast<int>(fd); })
+      .Member("iommufd",
+              [&](const Json& v, const std::string& p) { return ReadIommufd(v, p, device); })
+      .Text("id", device.id)
+      .Flag("rombar", device.rombar)
+      .Flag("intx", device.intx)
+      .Flag("p2p", device.p2p)
+      .Number("trap_bar", 0, 5,
+              [&](std::uint64_t bar) { device.trap_bar = static_cast<int>(bar); });
+  return fields.Finish();
+}
+
 Outcome<void> ReadConsole(const Json& json, const std::string& path, ConsoleConfig& console) {
   ConsoleConfig read;
   Fields fields(json, path);
@@ -145,6 +186,10 @@ Outcome<void> ReadDocument(const Json& json, Config& config) {
                           const std::string& p) { return ReadList(v, p, config.nets, ReadNet); })
       .Member("vsock",
               [&](const Json& v, const std::string& p) { return ReadVsock(v, p, config.vsock); })
+      .Member("devices",
+              [&](const Json& v, const std::string& p) {
+                return ReadList(v, p, config.devices, ReadAssigned);
+              })
       .Member("console", [&](const Json& v,
                              const std::string& p) { return ReadConsole(v, p, config.console); })
       .Member("serial",
@@ -171,6 +216,7 @@ const StructuredFlag* FindStructured(std::string_view name) {
       {"disk", "path", {"readonly", "direct"}},
       {"net", "tap", {"offload"}},
       {"vsock", "socket", {}},
+      {"device", "host", {"rombar", "intx", "p2p"}},
       {"console", "mode", {}},
       {"serial", "mode", {}},
   };
@@ -232,6 +278,7 @@ Outcome<void> ReadStructured(std::string_view name, const Json& json, Config& co
   if (name == "disk") return AddEntry(json, path, config.disks, ReadDisk);
   if (name == "net") return AddEntry(json, path, config.nets, ReadNet);
   if (name == "vsock") return ReadVsock(json, path, config.vsock);
+  if (name == "device") return AddEntry(json, path, config.devices, ReadAssigned);
   if (name == "console") return ReadConsole(json, path, config.console);
   return ReadConsole(json, path, config.serial);
 }

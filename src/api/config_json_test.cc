@@ -52,6 +52,38 @@ TEST_CASE("json: every field reaches the configuration") {
   CHECK(c.pit);
 }
 
+TEST_CASE("json and flags: assigned devices, by each way of naming one") {
+  Config c;
+  REQUIRE(ApplyJson(R"({"devices": [
+    {"host": "0000:3b:00.0", "id": "disk", "iommufd": true, "rombar": true, "intx": false, "p2p": true, "trap_bar": 2},
+    {"path": "/sys/bus/mdev/devices/x", "iommufd": "fd=7"}, {"fd": 9, "iommufd": "off"}]})",
+                    "vm.json", c));
+  REQUIRE(c.devices.size() == 3);
+  CHECK(c.devices[0].host == "0000:3b:00.0");
+  CHECK(c.devices[0].iommufd == AssignedConfig::Iommufd::kOn);
+  CHECK(c.devices[0].rombar);
+  CHECK_FALSE(c.devices[0].intx);
+  CHECK(c.devices[0].p2p);
+  CHECK(c.devices[0].trap_bar == 2);
+  CHECK(c.devices[1].iommufd_fd == 7);
+  CHECK(c.devices[1].iommufd == AssignedConfig::Iommufd::kOn);
+  CHECK(c.devices[2].fd == 9);
+  CHECK(c.devices[2].iommufd == AssignedConfig::Iommufd::kOff);
+  REQUIRE(ApplyFlag("device", "socket=/run/d,id=user", c));
+  REQUIRE(ApplyFlag("device", "0000:01:00.1,iommufd=fd=4,trap-bar=5,rombar", c));
+  REQUIRE(c.devices.size() == 5);
+  CHECK(c.devices[3].socket == "/run/d");
+  CHECK(c.devices[4].host == "0000:01:00.1");
+  CHECK(c.devices[4].iommufd_fd == 4);
+  CHECK(c.devices[4].trap_bar == 5);
+  for (const char* bad : {"host=a,iommufd=maybe", "host=a,iommufd=fd=", "host=a,iommufd=fd=-1",
+                          "host=a,trap-bar=6", "host=a,fd=x", "host=a,what=1"}) {
+    CAPTURE(bad);
+    CHECK_FALSE(ApplyFlag("device", bad, c));
+  }
+  CHECK(c.devices.size() == 5);
+}
+
 TEST_CASE("json: an error names the source and the path of the field, and changes nothing") {
   struct Case {
     const char* text;

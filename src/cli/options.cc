@@ -34,6 +34,11 @@ constexpr Option kRun[] = {
      "virtio-vsock served on a UNIX socket. To reach guest port P connect to PATH and send\n"
      "\"CONNECT P\\n\"; the guest's own connections to port P go to PATH_P.",
      true, false, true},
+    {"device", "host=BDF|path=SYSFS|fd=N|socket=PATH[,KEY...]",
+     "Give the guest a device of this host (VFIO) or of another process (vfio-user). Repeat for\n"
+     "more. `postern doctor --device BDF` says whether it can be, and what to do first.\n"
+     "iommufd=auto|on|off|fd=N, rombar, intx=on|off, p2p, trap-bar=N, id=NAME",
+     true, true, true},
     {"console", "MODE",
      "virtio console hvc0: stdio (default; Ctrl-A x leaves), pty, file=PATH, socket=PATH, null, "
      "off.",

@@ -69,6 +69,42 @@ int HexDigit(char c) {
   return -1;
 }
 
+Outcome<void> ValidateAssigned(const Config& config, std::set<std::string>& ids) {
+  if (Outcome<void> r = ValidateIds(config.devices, "devices", ids); !r) return r;
+  std::set<std::string> sources;
+  for (std::size_t i = 0; i < config.devices.size(); ++i) {
+    const AssignedConfig& device = config.devices[i];
+    const int given = (device.host.empty() ? 0 : 1) + (device.path.empty() ? 0 : 1) +
+                      (device.fd < 0 ? 0 : 1) + (device.socket.empty() ? 0 : 1);
+    if (given != 1) {
+      return ConfigFailure(
+          fmt::format("devices[{}]: needs one of host, path, fd and socket, and has {}", i, given),
+          "give host=0000:3b:00.0 for a PCI device of this host");
+    }
+    const bool has_iommufd =
+        device.iommufd != AssignedConfig::Iommufd::kAuto || device.iommufd_fd >= 0;
+    if (!device.socket.empty() && has_iommufd) {
+      return ConfigFailure(fmt::format("devices[{}].iommufd: a vfio-user device uses none", i),
+                           "leave it out");
+    }
+    const std::string source = !device.host.empty()     ? device.host
+                               : !device.path.empty()   ? device.path
+                               : !device.socket.empty() ? device.socket
+                                                        : fmt::format("fd {}", device.fd);
+    if (!sources.insert(source).second)
+      return ConfigFailure(fmt::format("devices[{}]: {} is given twice", i, source),
+                           "give it once");
+  }
+  if (!config.devices.empty() && config.transport != Transport::kPci) {
+    return ConfigFailure("devices: a guest without PCI cannot have them", "use --transport pci");
+  }
+  if (!config.devices.empty() && config.memory.mergeable) {
+    return ConfigFailure("memory.mergeable: pages that a device writes to cannot be merged",
+                         "leave out mergeable, or the devices");
+  }
+  return {};
+}
+
 }  // namespace
 
 std::optional<std::array<std::uint8_t, 6>> ParseMac(std::string_view text) {
@@ -133,12 +169,13 @@ Outcome<void> Validate(const Config& config) {
           "use 128, 256, ...");
     }
   }
+  if (Outcome<void> r = ValidateAssigned(config, ids); !r) return r;
   if (config.console.mode == ConsoleConfig::Mode::kStdio &&
       config.serial.mode == ConsoleConfig::Mode::kStdio) {
     return ConfigFailure("serial: standard input and output already belong to the console",
                          "add --console off, or send one of them elsewhere (--serial file=PATH)");
   }
-  const std::size_t devices = config.disks.size() + config.nets.size() +
+  const std::size_t devices = config.disks.size() + config.nets.size() + config.devices.size() +
                               (config.vsock.has_value() ? 1 : 0) + (config.rng ? 1 : 0) +
                               (config.console.mode != ConsoleConfig::Mode::kOff ? 1 : 0);
   const std::size_t most = config.transport == Transport::kPci ? 31 : x86_64::kMaxVirtioMmio;

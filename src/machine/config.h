@@ -55,6 +55,23 @@ struct VsockConfig {
                           // connections go to socket_PORT
 };
 
+// A device that is not ours, given to the guest: a PCI function of the host by VFIO, or a device of
+// another process by vfio-user. Exactly one of host, path, fd and socket says which.
+struct AssignedConfig {
+  enum class Iommufd : std::uint8_t { kAuto, kOn, kOff };
+  std::string id;                    // default: device0, device1, ...
+  std::string host;                  // PCI address, 0000:3b:00.0
+  std::string path;                  // its folder in sysfs (mediated devices have no address)
+  int fd = -1;                       // an open VFIO device file
+  std::string socket;                // a vfio-user server
+  Iommufd iommufd = Iommufd::kAuto;  // /dev/iommu or a container; kAuto: what the host has
+  int iommufd_fd = -1;               // an open /dev/iommu
+  bool rombar = false;               // show the option ROM
+  bool intx = true;                  // wired interrupts, where it has nothing else
+  bool p2p = false;                  // let other assigned devices write to its memory
+  int trap_bar = -1;                 // a BAR whose accesses are all trapped
+};
+
 // Where a console's or the serial port's bytes go.
 struct ConsoleConfig {
   enum class Mode : std::uint8_t { kOff, kStdio, kPty, kFile, kSocket, kNull };
@@ -73,6 +90,7 @@ struct Config {
   std::vector<DiskConfig> disks;
   std::vector<NetConfig> nets;
   std::optional<VsockConfig> vsock;
+  std::vector<AssignedConfig> devices;
   ConsoleConfig console{ConsoleConfig::Mode::kStdio, {}};
   ConsoleConfig serial;
   bool rng = true;

@@ -111,4 +111,46 @@ TEST_CASE("validate: as many devices as the transport has room for, and not one 
 }
 
 }  // namespace
+TEST_CASE("validate: an assigned device is named once, and fits the machine") {
+  Config config;
+  config.devices = {{.host = "0000:00:03.0"}, {.socket = "/run/d"}, {.fd = 3}};
+  CHECK(Validate(config));
+  SUBCASE("by nothing") {
+    config.devices[0].host.clear();
+    CHECK(Validate(config).error().cause ==
+          "devices[0]: needs one of host, path, fd and socket, and has 0");
+  }
+  SUBCASE("by two") {
+    config.devices[1].path = "/sys/x";
+    CHECK(Validate(config).error().cause ==
+          "devices[1]: needs one of host, path, fd and socket, and has 2");
+  }
+  SUBCASE("twice") {
+    config.devices[2] = {.host = "0000:00:03.0"};
+    CHECK(Validate(config).error().cause == "devices[2]: 0000:00:03.0 is given twice");
+  }
+  SUBCASE("vfio-user with iommufd") {
+    config.devices[1].iommufd = AssignedConfig::Iommufd::kOn;
+    CHECK_FALSE(Validate(config));
+  }
+  SUBCASE("without PCI") {
+    config.transport = Transport::kMmio;
+    CHECK_FALSE(Validate(config));
+  }
+  SUBCASE("with pages that are merged") {
+    config.memory.mergeable = true;
+    CHECK_FALSE(Validate(config));
+  }
+  SUBCASE("an id that is taken") {
+    config.disks = {{.id = "d", .path = "disk.img"}};
+    config.devices[0].id = "d";
+    CHECK(Validate(config).error().cause == "devices[0].id: 'd' is taken");
+  }
+  SUBCASE("too many") {
+    config.devices.clear();
+    for (int i = 0; i < 30; ++i) config.devices.push_back({.fd = i});
+    CHECK_FALSE(Validate(config));
+  }
+}
+
 }  // namespace postern

@@ -1,5 +1,6 @@
 #!/bin/busybox sh
 # Process 1 of a nested guest, both in the initial RAM file system and on the root image.
+#   rig.MODULE=PARAMETER  a parameter for a module of the initial RAM file system
 #   rig.root=DEVICE  continue from this ext4 file system       rig.test=NAME  run /tests/NAME.sh, then power off
 # Without a test: a shell on the console; leaving it powers off.
 export PATH=/sbin:/bin HOME=/root TERM=linux
@@ -9,15 +10,16 @@ mount -t sysfs sys /sys 2>/dev/null
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts 2>/dev/null
 mount -t tmpfs tmp /tmp 2>/dev/null
-if [ -e /modules/list ]; then
-  while read -r module; do insmod "/modules/$module"; done < /modules/list
-fi
-
 argument() { # the value of a kernel argument, or nothing
   for word in $(cat /proc/cmdline); do
     case "$word" in "$1="*) echo "${word#*=}" ;; esac
   done | tail -n 1
 }
+
+if [ -e /modules/list ]; then
+  # shellcheck disable=SC2046
+  while read -r module; do insmod "/modules/$module" $(argument "rig.${module%.ko}"); done < /modules/list
+fi
 
 # The console driver may have been among the modules: until here there was nowhere to write to.
 terminal=$(sed 's/.* //' /sys/class/tty/console/active 2>/dev/null)

@@ -76,8 +76,8 @@ def build(target):
         os.makedirs(modules)
         shutil.copy(os.path.join(source, "arch/x86/boot/bzImage"), os.path.join(tree, "boot", f"vmlinuz-{version}"))
         shutil.copy(os.path.join(source, ".config"), os.path.join(tree, "boot", f"config-{version}"))
-        shutil.copy(os.path.join(source, "modules.builtin"), modules)
-        with open(os.path.join(modules, "modules.dep"), "w", encoding="utf-8"):
-            pass
-        run(["strip", "-o", os.path.join(tree, "boot", f"vmlinux-{version}"), os.path.join(source, "vmlinux")], "stripping the kernel")
+        for name in ("modules.builtin", "modules.builtin.modinfo"):
+            shutil.copy(os.path.join(source, name), modules)
+        # So that modprobe knows what is built in.
+        run(["depmod", "-b", tree, version], "listing modules", env={**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"})
         os.rename(tree, target)

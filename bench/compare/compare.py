@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Postern against QEMU's microvm machine, on the same payloads in one run. Prints a table of both figures and their ratio.
 
-usage: bench/compare/compare [--rounds N] [--seconds N] [--linux [--cpus N]] [--json FILE]
+usage: bench/compare/compare [--rounds N] [--seconds N] [--linux [--cpus N] | --vfio [--cpus N]] [--json FILE]
 
 Without --linux, on this machine's own KVM with the built-in guest: process start to first guest instruction, start to the guest's own
 end, resident memory beyond guest RAM, exits per request, virtio-blk reads, virtio-net packets.
 With --linux, in the emulated host (tests/rig/rig) with Debian's 6.12 cloud kernel: start to init, resident memory beyond guest RAM,
 virtio-blk 4 KiB random reads and virtio-net TCP, each with the processor time of the whole monitor process per operation.
+With --vfio, there too: an NVMe disk assigned to the guest, beside QEMU's q35 machine: start to init with 4 GiB of RAM pinned, with
+and without huge pages, random and sequential reads.
 
 The two take turns, round by round, so that a noisy machine is noisy to both; the table has medians. A ratio is Postern / QEMU.
 """
@@ -67,6 +69,20 @@ class Bench:
             if not linux:
                 command += ["--transport", "mmio"]
         return command
+
+    @staticmethod
+    def vfio_commands(postern, kernel, cmdline, bdf, mib, hugepages):
+        """Postern's and QEMU's, for a guest with one assigned device and a console."""
+        memory = f"{mib}M" + (",hugepages=2M,shared" if hugepages else "")
+        ours = [postern, "run", "--memory", memory, "--rng", "off", "--kernel", kernel[0], "--initrd", kernel[1], "--cmdline", cmdline,
+                "--device", f"host={bdf}"]
+        backend = f"memory-backend-memfd,id=m0,size={mib}M" + (",hugetlb=on,hugetlbsize=2M,share=on" if hugepages else "")
+        theirs = [QEMU, "-M", "q35,memory-backend=m0,vmport=off,smbus=off,sata=off,usb=off,hpet=off,pit=off", "-object", backend,
+                  "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", f"{mib}M", "-nodefaults", "-no-user-config", "-display", "none",
+                  "-no-reboot", "-chardev", "stdio,id=c0,signal=off", "-device", "virtio-serial-pci,disable-legacy=on,max_ports=1",
+                  "-device", "virtconsole,chardev=c0", "-kernel", kernel[0], "-initrd", kernel[1], "-append", cmdline,
+                  "-device", f"vfio-pci,host={bdf}"]
+        return ours, theirs
 
     def qemu_command(self, mib, cmdline, kernel, devices=True, more=(), linux=False):
         command = qemu_machine(mib, linux) + ["-kernel", *kernel, "-append", cmdline, *more]
@@ -348,6 +364,52 @@ def inside_rig(bench, rounds, seconds, table):
         table.add("  CPU of the whole process per MiB", "ms", results, name + "-cpu", "less")
 
 
+def vfio_guest(command, mib, seconds):
+    guest = Guest(command)
+    result = {"init": guest.until("BENCH INIT", 300) * 1e3}
+    if seconds:
+        guest.until("BENCH IDLE", 300)
+        time.sleep(0.5)
+        result["kib"] = overhead_kib(guest.process.pid, mib)
+        for name in ("randread-qd1", "randread-qd32", "sequential"):
+            guest.until(f"BENCH BEGIN {name}", 300)
+            before = cpu_seconds(guest.process.pid)
+            guest.until(f"BENCH END {name}", 300)
+            cpu = cpu_seconds(guest.process.pid) - before
+            part = guest.text.split(f"BENCH BEGIN {name}")[1]
+            ops, us = figure(part, r"ops=(\d+)"), figure(part, r"us=(\d+)")
+            result[name], result[name + "-cpu"] = ops * 1e6 / us, cpu * 1e6 / ops
+    guest.until("BENCH DONE", 300)
+    guest.end()
+    return result
+
+
+def vfio_inside(bench, rounds, seconds, table):
+    """In the emulated host, which has an NVMe disk to give away."""
+    kernel = (os.environ["KERNEL"], os.environ["INITRD"])
+    bdf = next(name for name in os.listdir("/sys/bus/pci/devices")
+               if open(f"/sys/bus/pci/devices/{name}/class", encoding="ascii").read().startswith("0x0108"))
+    subprocess.run([bench.postern, "bind", bdf], check=True)
+    quiet = ("console=hvc0 panic=-1 quiet rcupdate.rcu_expedited=1 mitigations=off rig.test=bench-vfio "
+             "initcall_blacklist=load_system_certificate_list,jent_mod_init,init_encrypted,crypto_kdf108_init")
+    for mib, huge, name in ((4096, False, "4 GiB pinned"), (4096, True, "4 GiB of huge pages pinned")):
+        if huge:
+            with open("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "w", encoding="ascii") as file:
+                file.write(str(mib // 2 + 16))
+        ours, theirs = bench.vfio_commands(bench.postern, kernel, quiet, bdf, mib, huge)
+        results = alternate(rounds, lambda c=ours: vfio_guest(c, mib, 0), lambda c=theirs: vfio_guest(c, mib, 0))
+        table.add(f"NVMe assigned: start to init, {name}", "ms", results, "init", "less")
+    with open("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "w", encoding="ascii") as file:
+        file.write("0")
+    ours, theirs = bench.vfio_commands(bench.postern, kernel, f"{quiet} bench.seconds={seconds}", bdf, LINUX_MIB, False)
+    results = alternate(max(1, rounds // 2), lambda: vfio_guest(ours, LINUX_MIB, seconds), lambda: vfio_guest(theirs, LINUX_MIB, seconds))
+    table.add("NVMe assigned: resident memory beyond guest RAM", "KiB", results, "kib", "less")
+    for key, name in (("randread-qd1", "4 KiB random reads, depth 1"), ("randread-qd32", "4 KiB random reads, depth 32"),
+                      ("sequential", "256 KiB sequential reads")):
+        table.add(f"NVMe assigned: {name}", "op/s", results, key, "more")
+        table.add("  CPU of the whole process per read", "us", results, key + "-cpu", "less")
+
+
 def start_rig(arguments, work, postern, first_run):
     load = os.path.join(work, "load")
     subprocess.run(["g++", "-std=c++20", "-O2", "-static", "-o", load, os.path.join(ROOT, "bench/compare/load.cc")], check=True)
@@ -358,10 +420,18 @@ def start_rig(arguments, work, postern, first_run):
     values = dict(word.split("=", 1) for word in shlex.split(image))
     out = os.path.join(work, "out")
     os.mkdir(out)
-    command = [os.path.join(ROOT, "tests/rig/rig"), "--timeout", "3000", "--memory", "4096M", "--cpus", str(arguments.cpus), "--out", out,
+    devices = []
+    if arguments.vfio:
+        image = os.path.join(work, "nvme.img")
+        with open(image, "wb") as disk:
+            for _ in range(64):
+                disk.write(os.urandom(1 << 20))
+        devices = ["--disk", image, "--module", "vfio-pci"]
+    command = [os.path.join(ROOT, "tests/rig/rig"), "--timeout", "3000", "--memory", "12G" if arguments.vfio else "4096M", *devices, "--cpus", str(arguments.cpus), "--out", out,
                "--env", "KERNEL=" + values["KERNEL"], "--env", "INITRD=" + values["INITRD"], "--env", "LOAD=" + load, "--",
                "/usr/bin/python3", os.path.realpath(__file__), "--inside", "--postern", postern, "--first-run", first_run,
-               "--rounds", str(arguments.rounds), "--seconds", str(arguments.seconds), "--json", os.path.join(out, "rows.json")]
+               "--rounds", str(arguments.rounds), "--seconds", str(arguments.seconds), "--json", os.path.join(out, "rows.json"),
+               *(["--vfio"] if arguments.vfio else [])]
     subprocess.run(command, check=True)
     with open(os.path.join(out, "rows.json"), encoding="ascii") as file:
         return json.load(file)
@@ -380,6 +450,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=int, default=5, help="of each load under Linux")
     parser.add_argument("--linux", action="store_true", help="in the emulated host, with Debian's kernel")
+    parser.add_argument("--vfio", action="store_true", help="in the emulated host, with an assigned NVMe disk, beside QEMU's q35")
     parser.add_argument("--cpus", type=int, default=2, help="of the emulated host (default 2: one for the guest's CPU, one for I/O)")
     parser.add_argument("--json", help="also write the rows here")
     parser.add_argument("--postern", help="the binary (default: a release build)")
@@ -393,7 +464,7 @@ def main():
         # Built here, as Bazel's server is not to be reached from a network namespace.
         arguments.postern = os.path.realpath(arguments.postern or built())
         arguments.probe = os.path.realpath(arguments.probe or built("//src/probe:probe.elf"))
-        if not arguments.linux:
+        if not arguments.linux and not arguments.vfio:
             # A network of our own for the TAP.
             os.execvp("unshare", ["unshare", "--net", sys.executable, os.path.realpath(__file__), *sys.argv[1:], "--in-namespace",
                                   "--postern", arguments.postern, "--probe", arguments.probe])
@@ -412,7 +483,7 @@ def compare(arguments, work):
         first_run = os.path.join(work, "first_run")
         subprocess.run(["g++", "-std=c++20", "-O2", "-o", first_run, os.path.join(ROOT, "bench/compare/first_run.cc")], check=True)
     table = Table()
-    if arguments.linux:
+    if not arguments.inside and (arguments.linux or arguments.vfio):
         table.rows = start_rig(arguments, work, arguments.postern, first_run)
     else:
         version = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
@@ -421,7 +492,9 @@ def compare(arguments, work):
         subprocess.run("ip link set lo up; ip tuntap add bench0 mode tap vnet_hdr; ip addr add 10.78.0.1/24 dev bench0; "
                        "ip link set bench0 up", shell=True, check=True)
         bench = Bench(arguments.postern, first_run, work)
-        if arguments.inside:
+        if arguments.inside and arguments.vfio:
+            vfio_inside(bench, arguments.rounds, arguments.seconds, table)
+        elif arguments.inside:
             inside_rig(bench, arguments.rounds, arguments.seconds, table)
         else:
             native(bench, arguments.probe, arguments.rounds, table)

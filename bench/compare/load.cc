@@ -1,6 +1,7 @@
 // The loads of bench/compare, as one static program for the guest and the host.
 //
 //   load randread DEVICE SECONDS DEPTH   4 KiB O_DIRECT reads at random places: "LOAD ops=N us=N"
+//   load sequential DEVICE SECONDS       256 KiB O_DIRECT reads, 8 at a time: "LOAD ops=N us=N"
 //   load send ADDRESS PORT SECONDS       TCP as fast as it goes: "LOAD bytes=N us=N"
 //   load receive ADDRESS PORT            connects and reads to the end: "LOAD bytes=N us=N"
 //   load sink PORT, load source PORT SECONDS   the host's ends of send and receive; one connection
@@ -27,7 +28,9 @@
 
 namespace {
 
-constexpr std::size_t kBlock = 4096;
+constexpr std::size_t kSmall = 4096;
+constexpr std::size_t kLarge = 256 << 10;
+constexpr unsigned kSequentialDepth = 8;
 constexpr std::size_t kChunk = 128 << 10;
 
 [[noreturn]] void Die(const char* what) {
@@ -47,26 +50,30 @@ std::uint64_t Next(std::uint64_t& state) {
   return state >> 20;
 }
 
-int RandomReads(const char* device, std::uint64_t seconds, unsigned depth) {
+// Reads of `block` bytes, `depth` at a time, at random places or one after the other.
+int Reads(const char* device, std::uint64_t seconds, unsigned depth, std::size_t block,
+          bool random) {
   const int fd = open(device, O_RDONLY | O_DIRECT | O_CLOEXEC);
   if (fd < 0) Die(device);
   std::uint64_t size = 0;
   if (ioctl(fd, BLKGETSIZE64, &size) != 0) Die("BLKGETSIZE64");
-  const std::uint64_t blocks = size / kBlock;
+  const std::uint64_t blocks = size / block;
   aio_context_t context = 0;
   if (syscall(SYS_io_setup, depth, &context) != 0) Die("io_setup");
   std::vector<iocb> requests(depth);
-  void* memory = std::aligned_alloc(kBlock, kBlock * depth);
-  std::uint64_t random = 42;
+  void* memory = std::aligned_alloc(kSmall, block * depth);
+  std::uint64_t state = 42;
+  std::uint64_t next = 0;
   const auto submit = [&](std::size_t index) {
     iocb& request = requests[index];
     request = {};
     request.aio_data = index;
     request.aio_lio_opcode = IOCB_CMD_PREAD;
     request.aio_fildes = static_cast<std::uint32_t>(fd);
-    request.aio_buf = reinterpret_cast<std::uintptr_t>(memory) + index * kBlock;
-    request.aio_nbytes = kBlock;
-    request.aio_offset = static_cast<std::int64_t>(Next(random) % blocks * kBlock);
+    request.aio_buf = reinterpret_cast<std::uintptr_t>(memory) + index * block;
+    request.aio_nbytes = block;
+    request.aio_offset =
+        static_cast<std::int64_t>((random ? Next(state) : next++) % blocks * block);
     iocb* list[] = {&request};
     if (syscall(SYS_io_submit, context, 1, list) != 1) Die("io_submit");
   };
@@ -82,7 +89,7 @@ int RandomReads(const char* device, std::uint64_t seconds, unsigned depth) {
     const bool more = NowUs() < end;
     for (long i = 0; i < got; ++i) {
       const io_event& event = events[static_cast<std::size_t>(i)];
-      if (event.res != static_cast<std::int64_t>(kBlock)) Die("a read came back short");
+      if (event.res != static_cast<std::int64_t>(block)) Die("a read came back short");
       ++ops;
       if (more) {
         submit(event.data);
@@ -160,9 +167,11 @@ int main(int argc, char** argv) {
   (void)signal(SIGPIPE, SIG_IGN);
   const std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "randread" && argc == 5) {
-    return RandomReads(argv[2], std::strtoull(argv[3], nullptr, 10),
-                       static_cast<unsigned>(std::strtoul(argv[4], nullptr, 10)));
+    return Reads(argv[2], std::strtoull(argv[3], nullptr, 10),
+                 static_cast<unsigned>(std::strtoul(argv[4], nullptr, 10)), kSmall, true);
   }
+  if (mode == "sequential" && argc == 4)
+    return Reads(argv[2], std::strtoull(argv[3], nullptr, 10), kSequentialDepth, kLarge, false);
   if (mode == "send" && argc == 5)
     return Pour(Connect(argv[2], std::atoi(argv[3])), std::strtoull(argv[4], nullptr, 10));
   if (mode == "receive" && argc == 4) return Drain(Connect(argv[2], std::atoi(argv[3])));

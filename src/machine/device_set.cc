@@ -44,6 +44,7 @@ DeviceSet::~DeviceSet() {
   // From here on the loops' work is done inline. A transport resets its device, which waits for I/O
   // in flight.
   serial_.reset();
+  assigned_.reset();
   for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
     if (entry->pci != nullptr && root_ != nullptr) (void)root_->Remove(*entry->pci);
     entry->pci.reset();
@@ -110,6 +111,25 @@ Outcome<void> DeviceSet::AddAll() {
   }
   if (config_.rng) {
     if (Outcome<void> r = Add("rng0", std::make_unique<virtio::Rng>(loop), {}); !r) return r;
+  }
+  return AddAssigned();
+}
+
+Outcome<void> DeviceSet::AddAssigned() {
+  if (config_.devices.empty()) return {};
+  assigned_ = std::make_unique<AssignedDevices>(AssignedDevices::Host{.platform = host_.platform,
+                                                                      .files = host_.vfio_files,
+                                                                      .memory = host_.memory,
+                                                                      .root = *root_,
+                                                                      .loop = host_.control});
+  for (std::size_t i = 0; i < config_.devices.size(); ++i) {
+    const AssignedConfig& device = config_.devices[i];
+    const std::string id = device.id.empty() ? fmt::format("device{}", i) : device.id;
+    if (Outcome<void> r = assigned_->Add(device, id); !r) {
+      Failure failure = r.error();
+      failure.cause = fmt::format("device '{}': {}", id, failure.cause);
+      return tl::unexpected(std::move(failure));
+    }
   }
   return {};
 }
@@ -180,6 +200,7 @@ std::string DeviceSet::Describe() const {
     text += fmt::format("{:<8} {}{}{}\n", entry.id, entry.detail,
                         entry.detail.empty() || where.empty() ? "" : ", ", where);
   }
+  if (assigned_ != nullptr) text += assigned_->Describe();
   if (root_ != nullptr) {
     for (const pci::FunctionInfo& function : root_->Functions()) text += pci::Describe(function);
   }
@@ -198,6 +219,7 @@ void DeviceSet::ReportMetrics(MetricsWriter& metrics) const {
       });
     });
   }
+  if (assigned_ != nullptr) assigned_->ReportMetrics(metrics);
   if (serial_ != nullptr) {
     metrics.Group("serial0", [&](MetricsWriter& w) {
       w.Counters([&](CounterSink& sink) { serial_->ReportCounters(sink); });

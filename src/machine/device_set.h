@@ -21,6 +21,8 @@
 #include "src/boot/acpi/tables.h"
 #include "src/bus/bus.h"
 #include "src/bus/platform.h"
+#include "src/bus/vfio_files.h"
+#include "src/machine/assigned_devices.h"
 #include "src/machine/config.h"
 #include "src/machine/metrics.h"
 #include "src/machine/serial_console.h"
@@ -34,8 +36,10 @@ class DeviceSet {
     bus::Platform platform;
     bus::Bus& mmio;
     bus::Bus& ports;
-    const memory::MemoryMap& memory;
+    memory::MemoryMap& memory;
     pci::Windows windows;
+    bus::VfioFiles* vfio_files = nullptr;
+    EventLoop& control;
     std::function<void()> quit;  // the user typed the escape sequence; any thread
   };
   [[nodiscard]] static Outcome<std::unique_ptr<DeviceSet>> Create(const Config& config,
@@ -63,6 +67,7 @@ class DeviceSet {
   DeviceSet(const Config& config, const Host& host) : config_(config), host_(host) {}
   [[nodiscard]] Outcome<void> StartLoops();
   [[nodiscard]] Outcome<void> AddAll();
+  [[nodiscard]] Outcome<void> AddAssigned();
   [[nodiscard]] Outcome<void> Add(std::string id, std::unique_ptr<virtio::Device> device,
                                   std::string detail);
 
@@ -73,6 +78,7 @@ class DeviceSet {
   std::vector<Thread> threads_;
   std::unique_ptr<pci::PciRoot> root_;
   std::vector<Entry> entries_;
+  std::unique_ptr<AssignedDevices> assigned_;  // none where no device is assigned
   std::unique_ptr<SerialConsole> serial_;
 };
 

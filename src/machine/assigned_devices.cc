@@ -1,0 +1,131 @@
+#include "src/machine/assigned_devices.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "src/base/kernel_calls.h"
+#include "src/base/log.h"
+#include "vfio/user/client.h"
+
+namespace postern {
+namespace {
+
+constexpr const char* kLog = "machine";
+
+unsigned PrefaultThreads() {
+  constexpr long kMost = 16;
+  return static_cast<unsigned>(std::clamp(sysconf(_SC_NPROCESSORS_ONLN), 1L, kMost));
+}
+
+vfio::KernelHost::Spec SpecOf(const AssignedConfig& config) {
+  vfio::KernelHost::Spec spec;
+  spec.sysfs = config.host.empty() ? config.path : "/sys/bus/pci/devices/" + config.host;
+  spec.fd = config.fd;
+  spec.iommufd_fd = config.iommufd_fd;
+  switch (config.iommufd) {
+    case AssignedConfig::Iommufd::kAuto:
+      spec.iommufd = vfio::KernelHost::Spec::Iommufd::kAuto;
+      break;
+    case AssignedConfig::Iommufd::kOn:
+      spec.iommufd = vfio::KernelHost::Spec::Iommufd::kOn;
+      break;
+    case AssignedConfig::Iommufd::kOff:
+      spec.iommufd = vfio::KernelHost::Spec::Iommufd::kOff;
+      break;
+  }
+  return spec;
+}
+
+}  // namespace
+
+AssignedDevices::AssignedDevices(const Host& host)
+    : host_(host),
+      kernel_(SystemCalls(), host.files, "/sys", "/dev",
+              [this](iommu::AddressSpace& space) -> Outcome<void> {
+                Outcome<std::unique_ptr<iommu::RamMapper>> mapper = Fill(space);
+                if (!mapper) return tl::unexpected(mapper.error());
+                mappers_.push_back(std::move(*mapper));
+                return {};
+              }) {}
+
+AssignedDevices::~AssignedDevices() {
+  while (!entries_.empty()) {
+    Remove(entries_.back());
+    entries_.pop_back();
+  }
+  for (auto mapper = mappers_.rbegin(); mapper != mappers_.rend(); ++mapper)
+    host_.memory.Unobserve(**mapper);
+}
+
+Outcome<std::unique_ptr<iommu::RamMapper>> AssignedDevices::Fill(iommu::AddressSpace& space) {
+  auto mapper = std::make_unique<iommu::RamMapper>(space, PrefaultThreads());
+  if (Result<void> r = host_.memory.Observe(*mapper); !r) {
+    const auto& at = mapper->last_error();
+    if (!at.has_value()) return HostFailure("cannot map the guest's memory for DMA", r.error());
+    return tl::unexpected(iommu::ExplainMapFailure(space, at->gpa, at->length, at->error));
+  }
+  LOG_DEBUG(kLog, "{} bytes of guest memory mapped by {}", mapper->mapped_bytes(), space.name());
+  return mapper;
+}
+
+Outcome<std::unique_ptr<vfio::HostDevice>> AssignedDevices::Open(const AssignedConfig& config) {
+  if (config.socket.empty()) return kernel_.Open(SpecOf(config));
+  return vfio::UserDevice::Connect(config.socket, host_.memory, host_.loop);
+}
+
+Outcome<void> AssignedDevices::Add(const AssignedConfig& config, const std::string& id) {
+  Outcome<std::unique_ptr<vfio::HostDevice>> device = Open(config);
+  if (!device) return tl::unexpected(device.error());
+  iommu::AddressSpace& space = (*device)->address_space();
+  Entry entry;
+  entry.id = id;
+  entry.detail = fmt::format("{}, DMA by {}", (*device)->info().name, space.name());
+  vfio::VfioFunction::Options options;
+  options.id = id;
+  options.rom_bar = config.rombar;
+  options.intx = config.intx;
+  options.p2p = config.p2p;
+  if (config.trap_bar >= 0) options.trap_bars = {static_cast<unsigned>(config.trap_bar)};
+  Outcome<std::unique_ptr<vfio::VfioFunction>> function = vfio::VfioFunction::Create(
+      std::move(*device), host_.platform, host_.loop, std::move(options),
+      [id] { LOG_WARN(kLog, "{}: the host wants the device back", id); });
+  if (!function) return tl::unexpected(function.error());
+  entry.function = std::move(*function);
+  if (!config.socket.empty()) {
+    Outcome<std::unique_ptr<iommu::RamMapper>> mapper = Fill(space);
+    if (!mapper) return tl::unexpected(mapper.error());
+    entry.mapper = std::move(*mapper);
+  }
+  if (Result<pci::Bdf> where = host_.root.Add(*entry.function); !where) {
+    if (entry.mapper != nullptr) host_.memory.Unobserve(*entry.mapper);
+    return HostFailure(fmt::format("device '{}'", id), where.error());
+  }
+  entries_.push_back(std::move(entry));
+  return {};
+}
+
+void AssignedDevices::Remove(Entry& entry) {
+  (void)host_.root.Remove(*entry.function);
+  if (entry.mapper != nullptr) host_.memory.Unobserve(*entry.mapper);
+  entry.function.reset();
+}
+
+std::string AssignedDevices::Describe() const {
+  std::string text;
+  for (const Entry& entry : entries_) text += fmt::format("{:<8} {}\n", entry.id, entry.detail);
+  return text;
+}
+
+void AssignedDevices::ReportMetrics(MetricsWriter& metrics) const {
+  for (const Entry& entry : entries_) {
+    metrics.Group(entry.id, [&](MetricsWriter& w) {
+      w.Counters([&](CounterSink& sink) { entry.function->ReportCounters(sink); });
+    });
+  }
+}
+
+}  // namespace postern

@@ -1,0 +1,94 @@
+#!/bin/bash
+# Devices of the host given to the guest by VFIO, on a real IOMMU: an NVMe disk, whose data is checked from both sides; a
+# network card with MSI-X, MSI and a wired interrupt, whose cable ends at a card that the host keeps.
+KERNELS="6.12 6.1"
+GUEST_MODULES=("?nvme" "?e1000e")
+NIC_MAC=52:54:00:78:00:02
+HOST_NIC_MAC=52:54:00:78:00:01
+RIG_ARGUMENTS=(--module vfio-pci --module virtio_net --module e1000e
+  --qemu-arg=-netdev --qemu-arg=hubport,id=n0,hubid=0 --qemu-arg=-netdev --qemu-arg=hubport,id=n1,hubid=0
+  --device "virtio-net-pci,netdev=n0,mac=$HOST_NIC_MAC" --device "e1000e,netdev=n1,mac=$NIC_MAC")
+rig_prepare() {
+  head -c "${NVME_MIB}M" /dev/urandom > "$GUESTS/nvme.img"
+  RIG_ARGUMENTS+=(--disk "$GUESTS/nvme.img")
+}
+NVME_MIB=32
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/lib.sh"
+
+bdf_of_class() { # CLASS [VENDOR]: the first PCI device of this class
+  local device
+  for device in /sys/bus/pci/devices/*; do
+    [[ $(cat "$device/class") == "$1" && $(cat "$device/vendor") == "${2:-0x}"* ]] && { basename "$device"; return; }
+  done
+}
+driver_of() { basename "$(readlink "/sys/bus/pci/devices/$1/driver")" 2> /dev/null; }
+
+nvme=$(bdf_of_class 0x010802)
+[ -n "$nvme" ] || { fail "$TEST" "the emulated host has no NVMe disk"; finish; }
+
+guest_with_nvme() { # NAME KERNEL [ARGUMENTS-FOR-POSTERN...]
+  local name=$1 kernel=$2 sum half=$((NVME_MIB / 2))
+  wanted "$name" || return
+  shift 2
+  use_kernel "$kernel"
+  sum=$(md5sum < /dev/nvme0n1 | cut -c1-32)
+  "$POSTERN" bind "$nvme" > bind.log 2>&1
+  expect "$name: bind" "$?: $(driver_of "$nvme")" "0: vfio-pci"
+  detail bind.log
+  vm_start "$name" --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --device "host=$nvme" --metrics metrics.json \
+    --cmdline "$BASE $QUICK rig.test=nvme rig.sum=$sum rig.half=$half" "$@"
+  vm_ends "$name: poweroff" 0
+  guest_results "$name"
+  grep -ao 'RIG INTERRUPTS.*' "$vm_console" | sed 's/^/#   /'
+  "$POSTERN" unbind "$nvme" > bind.log 2>&1
+  expect "$name: unbind" "$?: $(driver_of "$nvme")" "0: nvme"
+  detail bind.log
+  within 10 test -b /dev/nvme0n1 || fail "$name: the host has its disk again" "no /dev/nvme0n1"
+  expect "$name: what the guest wrote, from the host's side" \
+    "$(dd if=/dev/nvme0n1 bs=1M skip=$half status=none | md5sum | cut -c1-32)" \
+    "$(tr -d '\r' < "$vm_console" | grep -ao 'RIG WROTE [0-9a-f]*' | cut -d' ' -f3)"
+}
+
+interface_of() { # MAC
+  local folder
+  for folder in /sys/class/net/*; do
+    [[ $(cat "$folder/address") != "$1" ]] || { basename "$folder"; return; }
+  done
+}
+
+guest_with_nic() { # NAME KERNEL IntMode KIND-IN-/proc/interrupts [ARGUMENTS-FOR-POSTERN...]
+  local name=$1 kernel=$2 mode=$3 kind=$4 echo_pid
+  wanted "$name" || return
+  shift 4
+  use_kernel "$kernel"
+  "$POSTERN" bind "$nic" > bind.log 2>&1
+  expect "$name: bind" "$?: $(driver_of "$nic")" "0: vfio-pci"
+  detail bind.log
+  job "$name: tcp: guest to host, the host's end" "$AGENT" recv tcp:10.78.0.1:7101
+  job "$name: tcp: both ways, the host's end" "$AGENT" echo tcp:10.78.0.1:7103
+  "$AGENT" udp-echo 7106 &
+  echo_pid=$!
+  vm_start "$name" --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --device "host=$nic" \
+    --cmdline "$BASE $QUICK rig.test=nic rig.mac=$NIC_MAC rig.e1000e=IntMode=$mode rig.interrupts=$kind" "$@"
+  vm_ends "$name: poweroff" 0
+  jobs_end
+  kill "$echo_pid" 2> /dev/null
+  guest_results "$name"
+  "$POSTERN" unbind "$nic" > bind.log 2>&1
+  expect "$name: unbind" "$?: $(driver_of "$nic")" "0: e1000e"
+  detail bind.log
+}
+
+nic=$(bdf_of_class 0x020000 0x8086)
+[ -n "$nic" ] || { fail "$TEST" "the emulated host has no e1000e"; finish; }
+host_nic=$(interface_of "$HOST_NIC_MAC")
+ip addr add 10.78.0.1/24 dev "$host_nic"
+ip link set "$host_nic" up
+
+guest_with_nvme "6.12, nvme" 6.12
+guest_with_nvme "6.1, nvme, 2 CPUs" 6.1 --cpus 2
+guest_with_nic "6.12, e1000e, MSI-X" 6.12 2 PCI-MSIX
+guest_with_nic "6.12, e1000e, MSI" 6.12 1 PCI-MSI
+guest_with_nic "6.1, e1000e, INTx" 6.1 0 IO-APIC
+finish

@@ -51,8 +51,11 @@ struct Type1Info {
 
 // Of the bytes of a vfio_iommu_type1_info and its capabilities. kSystem with EPROTO: malformed.
 // Without the capability that lists ranges (a kernel before 5.4; a container that has mediated
-// devices alone) it is all but the window of x86 interrupts.
+// devices alone) they are those of DefaultType1Info.
 [[nodiscard]] Result<Type1Info> ParseType1Info(std::span<const std::byte> info);
+
+// What holds while nothing was told: everything but the window of x86 interrupts, pages of 4096.
+[[nodiscard]] Type1Info DefaultType1Info();
 
 class Type1Container final : public AddressSpace {
  public:
@@ -87,13 +90,14 @@ class Type1Container final : public AddressSpace {
 
  private:
   Type1Container(KernelCalls& calls, Fd container);
-  [[nodiscard]] Result<void> AttachFirst(int group) REQUIRES(mutex_);
-  [[nodiscard]] Result<void> AttachNext(int group) REQUIRES(mutex_);
+  [[nodiscard]] Result<void> AttachFirst() REQUIRES(mutex_);
+  [[nodiscard]] Result<void> AttachNext() REQUIRES(mutex_);
   [[nodiscard]] Result<Type1Info> ReadInfo() REQUIRES(mutex_);
   [[nodiscard]] Result<void> Replay() REQUIRES(mutex_);
   [[nodiscard]] Result<void> MapInKernel(Iova at, const Mapping& mapping) REQUIRES(mutex_);
   [[nodiscard]] Result<void> UnmapInKernel(Iova at, std::uint64_t length) REQUIRES(mutex_);
-  bool Leave(int group) REQUIRES(mutex_);
+  void UnmapAllInKernel() REQUIRES(mutex_);
+  void Leave(int group) REQUIRES(mutex_);
 
   KernelCalls& calls_;
   const Fd container_;

@@ -32,7 +32,7 @@ struct VfioCapability {
 };
 
 // `request` holds the struct with its inputs filled in, argsz (its first 4 bytes) excepted; at
-// least 4 bytes. The answer is as long as the kernel said it is, and never shorter than `request`.
+// least 4 bytes. The answer is never shorter than `request`, nor than the kernel said it is.
 [[nodiscard]] Result<std::vector<std::byte>> ReadVfioInfo(KernelCalls& calls, int fd,
                                                           unsigned long number,
                                                           std::span<const std::byte> request,

@@ -35,7 +35,7 @@ class System final : public KernelCalls {
   }
   Result<Mmap> Map(int fd, std::uint64_t offset, std::size_t size, int prot,
                    const char* op) override {
-    Result<Mmap> mapping = Mmap::Create(size, prot, MAP_SHARED, fd, offset);
+    Result<Mmap> mapping = Mmap::CreateCongruent(size, prot, MAP_SHARED, fd, offset);
     if (!mapping) return SysError(op, mapping.error().sys_errno);
     return mapping;
   }

@@ -38,7 +38,8 @@ class KernelCalls {
                                                  std::uint64_t offset, const char* op) = 0;
   [[nodiscard]] virtual Result<std::size_t> Write(int fd, std::span<const std::byte> from,
                                                   std::uint64_t offset, const char* op) = 0;
-  // A shared mapping of a file.
+  // A shared mapping of a file, at an address that huge pages can be used at
+  // (Mmap::CreateCongruent).
   [[nodiscard]] virtual Result<Mmap> Map(int fd, std::uint64_t offset, std::size_t size, int prot,
                                          const char* op) = 0;
 

@@ -18,6 +18,10 @@ class Mmap {
   // `prot`, `flags`, `fd`, `offset` as mmap(2). `fd` is -1 for anonymous memory and is not kept.
   [[nodiscard]] static Result<Mmap> Create(std::size_t size, int prot, int flags, int fd = -1,
                                            std::uint64_t offset = 0);
+  // The same of a file, at an address that is congruent with `offset` modulo the largest power of
+  // two in `size` up to 1 GiB, so that huge pages can map it. Anywhere, if there is no such place.
+  [[nodiscard]] static Result<Mmap> CreateCongruent(std::size_t size, int prot, int flags, int fd,
+                                                    std::uint64_t offset);
   Mmap(Mmap&& other) noexcept
       : base_(std::exchange(other.base_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   Mmap& operator=(Mmap&& other) noexcept;

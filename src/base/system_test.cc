@@ -121,6 +121,39 @@ TEST_CASE("mmap: maps, moves and unmaps") {
   CHECK(Mmap::Create(4096, PROT_READ, MAP_SHARED, file.get(), 1).error().sys_errno == EINVAL);
 }
 
+TEST_CASE("mmap: a large file is mapped where huge pages can be, and all of it is unmapped") {
+  const Fd file(memfd_create("test", MFD_CLOEXEC));
+  REQUIRE(ftruncate(file.get(), std::int64_t{4} << 30) == 0);
+  struct Row {
+    std::uint64_t offset, size, alignment;
+  };
+  constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+  for (const Row& row :
+       {Row{0, 4096, 4096}, Row{4096, 2 * kMiB, 2 * kMiB}, Row{2 * kMiB, 3 * kMiB, 2 * kMiB},
+        Row{8 * kMiB + 4096, 8 * kMiB - 4096, 4 * kMiB}, Row{kMiB, 1024 * kMiB, 1024 * kMiB},
+        Row{0, 2048 * kMiB, 1024 * kMiB}}) {
+    CAPTURE(row.offset);
+    CAPTURE(row.size);
+    const std::byte value{static_cast<unsigned char>(row.size >> 12)};
+    Result<Mmap> mapping =
+        Mmap::CreateCongruent(row.size, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), row.offset);
+    REQUIRE(mapping);
+    REQUIRE(mapping->size() == row.size);
+    const auto address = reinterpret_cast<std::uintptr_t>(mapping->data());
+    CHECK(address % row.alignment == row.offset % row.alignment);
+    mapping->data()[row.size - 1] = value;
+    std::byte read{};
+    REQUIRE(pread(file.get(), &read, 1, static_cast<off_t>(row.offset + row.size - 1)) == 1);
+    CHECK(read == value);
+    std::byte* const base = mapping->data();
+    mapping->Unmap();
+    CHECK(msync(base, row.size, MS_ASYNC) != 0);
+  }
+  CHECK_FALSE(Mmap::CreateCongruent(4 * kMiB, PROT_READ, MAP_SHARED, file.get(), 1));
+  CHECK_FALSE(
+      Mmap::CreateCongruent(4 * kMiB, PROT_READ, MAP_SHARED, file.get(), ~std::uint64_t{0}));
+}
+
 TEST_CASE("thread: runs under its name and is joined by its owner") {
   std::array<char, 16> name{};
   std::atomic<int> ran{0};

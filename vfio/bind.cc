@@ -264,6 +264,10 @@ Outcome<BindReport> Bind(std::string_view bdf, const BindOptions& options, const
   if (!done) return tl::unexpected(done.error());
   report.driver = target->driver;
   report.changed = !options.dry_run;
+  if (!target->present && target->module != "vfio_pci") {
+    report.note = fmt::format("the name '{}' is a guess until module {} is loaded", target->driver,
+                              target->module);
+  }
   return report;
 }
 

@@ -88,7 +88,9 @@ void ReadDriver(HostPciDevice& device) {
   if (device.driver_override == "(null)") device.driver_override.clear();
   device.use = Judge(device.driver, device.class_code, folder);
   for (const std::string& name : ListFolder(folder + "/vfio-dev")) {
-    const bool cdev = name.starts_with("vfio") && ParseNumber(name.substr(4)).has_value();
+    // The entry is there on kernels without CONFIG_VFIO_DEVICE_CDEV too; its number is not.
+    const bool cdev = name.starts_with("vfio") && ParseNumber(name.substr(4)).has_value() &&
+                      Exists(fmt::format("{}/vfio-dev/{}/dev", folder, name));
     if (cdev && device.cdev.empty()) device.cdev = name;
   }
 }

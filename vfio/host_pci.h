@@ -97,7 +97,7 @@ struct HostPciDevice {
   std::string driver_override;              // empty: not set
   DriverUse use = DriverUse::kNone;
   std::string modalias;  // empty: unknown
-  std::string cdev;      // "vfio0": the node below /dev/vfio/devices; empty: none
+  std::string cdev;      // "vfio0": the node below /dev/vfio/devices; empty: it has none
 
   std::optional<std::uint64_t> group;
   std::string group_type;          // "DMA", "DMA-FQ", "identity", ...; empty: unknown

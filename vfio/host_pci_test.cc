@@ -198,7 +198,8 @@ TEST_CASE("host pci: the device node's name is one that the kernel gives") {
   host.AddDevice({.bdf = "0000:3b:00.0", .driver = "mlx5_vfio_pci", .group = 3});
   const std::string folder = host.Folder("0000:3b:00.0");
   host.Put(folder + "/vfio-dev/vfio../dev", "");
-  host.Put(folder + "/vfio-dev/vfio12/dev", "");
+  host.Put(folder + "/vfio-dev/vfio11/power/control", "");  // a kernel without device nodes
+  host.Put(folder + "/vfio-dev/vfio12/dev", "511:12\n");
   const Outcome<HostPciDevice> device = ReadHostPci("3b:00.0", host.roots().sysfs);
   CHECK(device->cdev == "vfio12");
   CHECK(device->use == DriverUse::kVfio);

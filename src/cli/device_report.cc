@@ -53,7 +53,7 @@ std::string ChoiceLine(const vfio::DriverChoice& choice) {
                                  choice.confirmed  ? ", loaded"
                                  : choice.built_in ? ", built in"
                                                    : "");
-  if (choice.alias.empty()) return text + "): the generic driver; no alias is more specific";
+  if (choice.alias.empty()) return text + "): the generic one, as modules.alias names none";
   text += fmt::format("): alias {}", Escaped(choice.alias, 128));
   for (const vfio::AliasMatch& other : choice.others)
     text += fmt::format("; also {}", Escaped(other.module, 64));

@@ -7,7 +7,7 @@
 namespace postern::cli {
 namespace {
 
-constexpr std::string_view kVerbs = "run doctor completion --version --help";
+constexpr std::string_view kVerbs = "run doctor bind unbind completion --version --help";
 
 std::string Words(std::span<const Option> options, bool files_only) {
   std::string words;
@@ -18,9 +18,23 @@ std::string Words(std::span<const Option> options, bool files_only) {
   return words;
 }
 
+// PCI addresses contain colons, which split words in bash: the word is taken from the line, and
+// what stands before its last colon is there already. Where colons do not split (zsh, or a user's
+// own COMP_WORDBREAKS) the answer is whole.
+constexpr std::string_view kBashDevices = R"sh(_postern_devices() {
+  local line=${COMP_LINE:0:COMP_POINT} have=
+  local whole=${line##*[ =]}
+  COMPREPLY=($(compgen -W "$(ls /sys/bus/pci/devices 2>/dev/null)" -- "$whole"))
+  case "$COMP_WORDBREAKS" in
+    *:*) have=${whole%"${whole##*:}"}; COMPREPLY=("${COMPREPLY[@]#"$have"}") ;;
+  esac
+}
+)sh";
+
 // zsh reads bash's functions through bashcompinit.
 std::string Bash() {
-  return fmt::format(R"(_postern() {{
+  return std::string(kBashDevices) +
+         fmt::format(R"(_postern() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}}
   if [ "$COMP_CWORD" -eq 1 ]; then
     COMPREPLY=($(compgen -W "{}" -- "$word"))
@@ -36,15 +50,33 @@ std::string Bash() {
         --rng|--pit) COMPREPLY=($(compgen -W "on off" -- "$word")); return ;;
       esac
       COMPREPLY=($(compgen -W "{}" -- "$word")) ;;
-    doctor) COMPREPLY=($(compgen -W "{}" -- "$word")) ;;
+    doctor)
+      local line=${{COMP_LINE:0:COMP_POINT}}
+      local value=${{line##*--device[ =]}}
+      case "$value" in
+        "$line"|*" "*) COMPREPLY=($(compgen -W "{}" -- "$word")) ;;
+        *) _postern_devices ;;
+      esac ;;
+    bind|unbind)
+      case "$word" in
+        -*) if [ "${{COMP_WORDS[1]}}" = bind ]; then
+              COMPREPLY=($(compgen -W "{}" -- "$word"))
+            else
+              COMPREPLY=($(compgen -W "{}" -- "$word"))
+            fi ;;
+        *) _postern_devices ;;
+      esac ;;
     completion) COMPREPLY=($(compgen -W "bash zsh fish" -- "$word")) ;;
   esac
 }}
 complete -o default -F _postern postern
 )",
                      kVerbs, Words(RunOptions(), true), Words(RunOptions(), false),
-                     Words(DoctorOptions(), false));
+                     Words(DoctorOptions(), false), Words(BindOptions(), false),
+                     Words(UnbindOptions(), false));
 }
+
+constexpr std::string_view kFishDevices = "(command ls /sys/bus/pci/devices 2>/dev/null)";
 
 std::string Fish() {
   std::string text =
@@ -55,12 +87,18 @@ std::string Fish() {
       std::string help;
       for (const char c : line) help += c == '\'' ? std::string("\\'") : std::string(1, c);
       text += fmt::format(
-          "complete -c postern {} -n '__fish_seen_subcommand_from {}' -l {}{} -d '{}'\n",
-          option.file ? "-F" : "-f", verb, option.name, option.argument.empty() ? "" : " -r", help);
+          "complete -c postern {} -n '__fish_seen_subcommand_from {}' -l {}{}{} -d '{}'\n",
+          option.file ? "-F" : "-f", verb, option.name, option.argument.empty() ? "" : " -r",
+          option.device ? fmt::format(" -a '{}'", kFishDevices) : "", help);
     }
   };
   add(RunOptions(), "run");
   add(DoctorOptions(), "doctor");
+  add(BindOptions(), "bind");
+  add(UnbindOptions(), "unbind");
+  text +=
+      fmt::format("complete -c postern -f -n '__fish_seen_subcommand_from bind unbind' -a '{}'\n",
+                  kFishDevices);
   return text;
 }
 

@@ -16,10 +16,13 @@
 #include <nlohmann/json.hpp>
 
 #include "src/base/fd.h"
+#include "src/base/text.h"
 #include "src/base/units.h"
+#include "src/cli/device_report.h"
 #include "src/cli/parse.h"
 #include "src/cli/print.h"
 #include "src/kvm/kvm.h"
+#include "vfio/host_pci.h"
 
 namespace postern::cli {
 namespace {
@@ -186,6 +189,25 @@ Row IommuRow() {
   return {"iommu", State::kOk, false, fmt::format("{}; {} groups", names, groups), {}};
 }
 
+// Which VFIO is there, and who is bound to it.
+Row VfioRow() {
+  Row row = NodeRow("vfio", "/dev/vfio/vfio", "devices assigned by group and container", "");
+  if (row.state != State::kOk) {
+    row.next_step = access("/sys/module/vfio", F_OK) != 0
+                        ? "modprobe vfio-pci (postern bind BDF does it); needs an IOMMU"
+                    : access("/dev/vfio/vfio", F_OK) != 0
+                        ? "modprobe vfio_iommu_type1; in a container, pass the node in"
+                        : "run as root, or give the node to the user who runs Postern";
+  }
+  std::string bound;
+  for (const vfio::BoundDevice& device : vfio::ListVfioBound()) {
+    bound += fmt::format("{}{} ({})", bound.empty() ? "" : ", ", Escaped(device.name, 64),
+                         Escaped(device.driver, 64));
+  }
+  row.detail += bound.empty() ? "; no device is bound to a VFIO driver" : "; bound: " + bound;
+  return row;
+}
+
 std::vector<Row> Examine() {
   std::vector<Row> rows;
   utsname kernel{};
@@ -210,8 +232,7 @@ std::vector<Row> Examine() {
   rows.push_back(NodeRow("tap", "/dev/net/tun", "network interfaces of guests", "modprobe tun"));
   rows.push_back(IoUringRow());
   rows.push_back(IommuRow());
-  rows.push_back(NodeRow("vfio", "/dev/vfio/vfio", "devices assigned by group and container",
-                         "modprobe vfio-pci; needs an IOMMU"));
+  rows.push_back(VfioRow());
   rows.push_back(NodeRow("iommufd", "/dev/iommu", "devices assigned by iommufd",
                          "modprobe iommufd; needs a kernel built with IOMMUFD"));
   return rows;
@@ -249,18 +270,23 @@ int Doctor(const std::vector<std::string>& arguments) {
   Outcome<std::vector<Given>> given = ParseOptions(DoctorOptions(), "doctor", arguments);
   if (!given) return PrintFailure(given.error());
   bool json = false;
+  std::vector<std::string> devices;
   for (const Given& g : *given) {
     if (g.option->name == "help") {
       Print(stdout,
-            "Usage: postern doctor [--json]\n\nSays what this host can do for a microVM. Changes "
+            "Usage: postern doctor [--json] [--device BDF...]\n\nSays what this host can do for a "
+            "microVM, or what stands between one of its PCI devices and a microVM.\nChanges "
             "nothing.\n\n" +
                 FormatOptions(DoctorOptions()) +
                 "\nExit code: 0 when Linux guests can run here, 1 when something they need is "
-                "missing.\n");
+                "missing. With --device: 0 when\neach device can be assigned as it is, 1 when "
+                "something is in the way, 2 when an address is wrong.\n");
       return 0;
     }
     json = json || g.option->name == "json";
+    if (g.option->name == "device") devices.push_back(g.value);
   }
+  if (!devices.empty()) return DoctorDevices(devices, json);
   const std::vector<Row> rows = Examine();
   Print(stdout, json ? ToJson(rows) : ToTable(rows));
   const bool missing = std::any_of(rows.begin(), rows.end(), [](const Row& r) {

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "src/cli/bind.h"
 #include "src/cli/completion.h"
 #include "src/cli/doctor.h"
 #include "src/cli/print.h"
@@ -22,7 +23,9 @@ A microVM monitor for Linux/KVM with virtio and VFIO devices.
 
 Verbs:
   run          start a microVM and run it to its end; without --kernel, the built-in guest that tests every device
-  doctor       say what this host can do for a microVM
+  doctor       say what this host can do for a microVM; --device BDF: for one of its PCI devices
+  bind         give PCI devices of the host to a VFIO driver, to be assigned to a microVM
+  unbind       give them back to what they had before
   completion   print a completion script: postern completion bash|zsh|fish
 
   --version    print the version
@@ -46,6 +49,8 @@ int Main(const std::vector<std::string>& arguments) {
   }
   if (verb == "run") return Run(rest);
   if (verb == "doctor") return Doctor(rest);
+  if (verb == "bind") return Bind(rest);
+  if (verb == "unbind") return Unbind(rest);
   if (verb == "completion") {
     if (rest.size() != 1 || rest[0] == "--help") {
       Print(rest.size() == 1 ? stdout : stderr,

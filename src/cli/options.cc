@@ -60,7 +60,27 @@ constexpr Option kRun[] = {
 };
 
 constexpr Option kDoctor[] = {
+    {"device", "BDF",
+     "Look at this PCI device instead: what stands between it and a guest, and what to do about\n"
+     "it. Repeat for more.",
+     false, true, false, true},
     {"json", "", "Print one JSON object instead of a table.", false},
+    {"help", "", "This text.", false},
+};
+
+constexpr Option kBind[] = {
+    {"driver", "NAME",
+     "This VFIO driver (or its module) instead of the one that fits the device best.", false},
+    {"force", "",
+     "Take the device away although the host uses it: a mounted disk, an interface that is up,\n"
+     "virtual functions. Never a bridge or the disk the host runs from.",
+     false},
+    {"dry-run", "", "Print the commands that do the same, and change nothing.", false},
+    {"help", "", "This text.", false},
+};
+
+constexpr Option kUnbind[] = {
+    {"dry-run", "", "Print the commands that do the same, and change nothing.", false},
     {"help", "", "This text.", false},
 };
 
@@ -71,6 +91,12 @@ std::span<const Option> RunOptions() {
 }
 std::span<const Option> DoctorOptions() {
   return kDoctor;
+}
+std::span<const Option> BindOptions() {
+  return kBind;
+}
+std::span<const Option> UnbindOptions() {
+  return kUnbind;
 }
 
 }  // namespace postern::cli

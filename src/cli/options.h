@@ -14,10 +14,14 @@ struct Option {
   std::string_view help;      // may have several lines
   bool config;                // a field of the configuration: goes to api::ApplyFlag
   bool repeatable = false;
-  bool file = false;  // completes to file names
+  bool file = false;    // completes to file names
+  bool device = false;  // completes to PCI addresses of the host
 };
 
 [[nodiscard]] std::span<const Option> RunOptions();
 [[nodiscard]] std::span<const Option> DoctorOptions();
+// These two verbs also take PCI addresses.
+[[nodiscard]] std::span<const Option> BindOptions();
+[[nodiscard]] std::span<const Option> UnbindOptions();
 
 }  // namespace postern::cli

@@ -67,12 +67,52 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("parse: verbs that take devices get them in order, wherever flags stand") {
+  std::vector<std::string> devices;
+  const auto parse = [&](const std::vector<std::string>& arguments) {
+    devices.clear();
+    return ParseOptions(BindOptions(), "bind", arguments, &devices);
+  };
+  auto given = parse({"3b:00.0", "--force", "0000:3c:00.0", "--driver=vfio-pci", "--dry-run"});
+  REQUIRE(given);
+  CHECK(devices == std::vector<std::string>{"3b:00.0", "0000:3c:00.0"});
+  REQUIRE(given->size() == 3);
+  CHECK((*given)[0].option->name == "force");
+  CHECK((*given)[1].value == "vfio-pci");
+  given = parse({"a", "--", "--force", "b"});
+  REQUIRE(given);
+  CHECK(given->empty());
+  CHECK(devices == std::vector<std::string>{"a", "--force", "b"});
+  REQUIRE(parse({"-h", "a"}));
+  CHECK(devices == std::vector<std::string>{"a"});
+  CHECK(parse({"a", "--frce"}).error().next_step == "did you mean --force?");
+  CHECK(parse({"a", "--driver"}).error().cause == "--driver needs a value");
+  CHECK(ParseOptions(UnbindOptions(), "unbind", {"a", "--force"}, &devices).error().cause ==
+        "unknown flag '--force'");
+}
+
+TEST_CASE("parse: doctor takes several devices, and only behind their flag") {
+  const auto given = ParseOptions(DoctorOptions(), "doctor",
+                                  {"--device", "3b:00.0", "--json", "--device=3c:00.0"});
+  REQUIRE(given);
+  REQUIRE(given->size() == 3);
+  CHECK((*given)[0].value == "3b:00.0");
+  CHECK((*given)[2].value == "3c:00.0");
+  CHECK_FALSE(ParseOptions(DoctorOptions(), "doctor", {"3b:00.0"}));
+}
+
 TEST_CASE("completion: each shell's script names every flag; other shells are refused") {
   for (const char* shell : {"bash", "zsh", "fish"}) {
     const Outcome<std::string> script = CompletionScript(shell);
     REQUIRE(script);
-    for (const Option& option : RunOptions())
-      CHECK(script->find(std::string(option.name)) != std::string::npos);
+    for (const std::span<const Option> table :
+         {RunOptions(), DoctorOptions(), BindOptions(), UnbindOptions()}) {
+      for (const Option& option : table)
+        CHECK(script->find(std::string(option.name)) != std::string::npos);
+    }
+    for (const char* verb : {"run", "doctor", "bind", "unbind", "completion"})
+      CHECK(script->find(verb) != std::string::npos);
+    CHECK(script->find("/sys/bus/pci/devices") != std::string::npos);
   }
   CHECK_FALSE(CompletionScript("tcsh"));
 }

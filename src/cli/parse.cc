@@ -10,6 +10,9 @@
 namespace postern::cli {
 namespace {
 
+// What getopt_long answers for the first row of a table: above every character and its own codes.
+constexpr int kFirstOption = 0x100;
+
 // Levenshtein distance, to suggest the flag that was meant.
 std::size_t Distance(std::string_view a, std::string_view b) {
   std::vector<std::size_t> row(b.size() + 1);
@@ -43,7 +46,8 @@ std::string Suggestion(std::span<const Option> options, std::string_view verb,
 }  // namespace
 
 Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::string_view verb,
-                                         const std::vector<std::string>& arguments) {
+                                         const std::vector<std::string>& arguments,
+                                         std::vector<std::string>* positional) {
   std::vector<std::string> names;
   names.reserve(options.size());
   for (const Option& o : options) names.emplace_back(o.name);
@@ -51,7 +55,7 @@ Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::s
   for (std::size_t i = 0; i < options.size(); ++i) {
     longs.push_back({names[i].c_str(),
                      options[i].argument.empty() ? no_argument : required_argument, nullptr,
-                     static_cast<int>(i)});
+                     kFirstOption + static_cast<int>(i)});
   }
   longs.push_back({});
   // getopt wants a program name first and a null last, and mutable strings.
@@ -67,11 +71,17 @@ Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::s
   opterr = 0;
   while (true) {
     const int at = optind == 0 ? 1 : optind;
-    // getopt's state is static: the main thread alone parses. "+:": no reordering, and ':' for a
-    // missing argument. -h is the one short flag.
+    // getopt's state is static: the main thread alone parses. '+': the first word that is no flag
+    // ends them; '-': it is answered as code 1. ':' for a missing argument. -h is the one short
+    // flag.
     const int got =  // NOLINTNEXTLINE(concurrency-mt-unsafe)
-        getopt_long(static_cast<int>(argv.size()) - 1, argv.data(), "+:h", longs.data(), nullptr);
+        getopt_long(static_cast<int>(argv.size()) - 1, argv.data(),
+                    positional != nullptr ? "-:h" : "+:h", longs.data(), nullptr);
     if (got == -1) break;
+    if (got == 1 && positional != nullptr) {
+      positional->emplace_back(optarg);
+      continue;
+    }
     const std::string_view word = arguments[static_cast<std::size_t>(
         std::min(at - 1, static_cast<int>(arguments.size()) - 1))];
     if (got == ':') {
@@ -90,7 +100,7 @@ Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::s
     const auto index = got == 'h'
                            ? static_cast<std::size_t>(
                                  std::find(names.begin(), names.end(), "help") - names.begin())
-                           : static_cast<std::size_t>(got);
+                           : static_cast<std::size_t>(got - kFirstOption);
     const Option& option = options[index];
     const bool twice = std::any_of(given.begin(), given.end(),
                                    [&](const Given& g) { return g.option == &option; });
@@ -98,6 +108,8 @@ Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::s
       return ConfigFailure(fmt::format("--{} is given twice", option.name), "give it once");
     given.push_back({&option, optarg != nullptr && got != 'h' ? optarg : ""});
   }
+  for (; positional != nullptr && optind < static_cast<int>(argv.size()) - 1; ++optind)
+    positional->emplace_back(argv[static_cast<std::size_t>(optind)]);  // after "--"
   if (optind < static_cast<int>(argv.size()) - 1) {
     return ConfigFailure(
         fmt::format("unexpected argument '{}'", argv[static_cast<std::size_t>(optind)]),

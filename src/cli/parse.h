@@ -18,10 +18,11 @@ struct Given {
   std::string value;  // empty for a switch
 };
 
-// `arguments` without the program's and the verb's names.
-[[nodiscard]] Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options,
-                                                       std::string_view verb,
-                                                       const std::vector<std::string>& arguments);
+// `arguments` without the program's and the verb's names. `positional`: gets what is no flag, in
+// order, wherever it stands; null: the verb has flags alone.
+[[nodiscard]] Outcome<std::vector<Given>> ParseOptions(
+    std::span<const Option> options, std::string_view verb,
+    const std::vector<std::string>& arguments, std::vector<std::string>* positional = nullptr);
 // The table as help text.
 [[nodiscard]] std::string FormatOptions(std::span<const Option> options);
 

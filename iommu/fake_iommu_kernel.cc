@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include <fmt/core.h>
@@ -172,7 +173,9 @@ void FakeIommuKernel::Forget(FileId file) {
   if (kind == Kind::kContainer && containers_[file].groups.empty()) containers_.erase(file);
   if (kind == Kind::kIommufd) {
     std::erase_if(ioas_, [&](const auto& entry) { return entry.second.iommufd == file; });
-    std::erase_if(hwpts_, [&](const auto& entry) { return !ioas_.contains(entry.second.ioas); });
+    for (auto it = hwpts_.begin(); it != hwpts_.end();) {
+      it = ioas_.contains(it->second.ioas) ? std::next(it) : hwpts_.erase(it);
+    }
   }
   files_.erase(file);
 }

@@ -17,7 +17,8 @@
 // their identity across dup, and their closing (seen, and logged, at the next call) are shared.
 //
 // Descriptors are real (pipes), so that Fd closes them. Lines of the log: "open PATH", "close
-// PATH", or the `op` of an ioctl and what it was about; " = ENOMEM" follows if it failed.
+// PATH", or the `op` of an ioctl and what it was about (not if it was made to fail: then it was not
+// looked at); " = ENOMEM" follows if it failed.
 // Threads: any, except for the public fields. Hooks are called without its lock. Source of the
 // rules: Linux drivers/vfio/{container,group,vfio_iommu_type1}.c, drivers/iommu/iommufd/.
 

@@ -106,10 +106,11 @@ Result<void> PciFunction::AddMsix(std::unique_ptr<MsixTable> table, std::uint8_t
   return {};
 }
 
-void PciFunction::Attach(BarSpace& space, Bdf where) {
+void PciFunction::Attach(BarSpace& space, Bdf where, std::optional<IntxInputs> intx) {
   CHECK(space_ == nullptr);
   space_ = &space;
   bdf_ = where;
+  OnAttach(where, intx);
   UpdateDecoding();
 }
 
@@ -118,7 +119,7 @@ void PciFunction::Detach() {
     if (bar) bar->Unmap();
   }
   if (std::exchange(decoding_, false)) OnMemoryDecode(false);
-  space_ = nullptr;
+  if (std::exchange(space_, nullptr) != nullptr) OnDetach();
 }
 
 void PciFunction::PlaceBar(std::size_t index, std::uint64_t address) {

@@ -153,6 +153,8 @@ Outcome<void> ReadDocument(const Json& json, Config& config) {
       .Choice("transport", config.transport, {{"pci", Transport::kPci}, {"mmio", Transport::kMmio}})
       .Number("io_threads", config.io_threads, 1, 64)
       .Flag("pit", config.pit)
+      .Number("hotplug_ports", config.hotplug_ports, 0, 31)
+      .Text("control", config.control)
       .Text("metrics", config.metrics);
   return fields.Finish();
 }

@@ -7,7 +7,7 @@
 namespace postern::cli {
 namespace {
 
-constexpr std::string_view kVerbs = "run doctor completion --version --help";
+constexpr std::string_view kVerbs = "run ctl doctor completion --version --help";
 
 std::string Words(std::span<const Option> options, bool files_only) {
   std::string words;
@@ -36,14 +36,18 @@ std::string Bash() {
         --rng|--pit) COMPREPLY=($(compgen -W "on off" -- "$word")); return ;;
       esac
       COMPREPLY=($(compgen -W "{}" -- "$word")) ;;
+    ctl)
+      if [ "$COMP_CWORD" -eq 2 ]; then COMPREPLY=($(compgen -f -- "$word")); return; fi
+      if [ "$COMP_CWORD" -eq 3 ]; then COMPREPLY=($(compgen -W "{}" -- "$word")); return; fi
+      COMPREPLY=($(compgen -W "{}" -- "$word")) ;;
     doctor) COMPREPLY=($(compgen -W "{}" -- "$word")) ;;
     completion) COMPREPLY=($(compgen -W "bash zsh fish" -- "$word")) ;;
   esac
 }}
 complete -o default -F _postern postern
 )",
-                     kVerbs, Words(RunOptions(), true), Words(RunOptions(), false),
-                     Words(DoctorOptions(), false));
+                     kVerbs, Words(RunOptions(), true), Words(RunOptions(), false), CtlCommands(),
+                     Words(CtlOptions(), false), Words(DoctorOptions(), false));
 }
 
 std::string Fish() {
@@ -60,6 +64,9 @@ std::string Fish() {
     }
   };
   add(RunOptions(), "run");
+  add(CtlOptions(), "ctl");
+  text += fmt::format("complete -c postern -F -n '__fish_seen_subcommand_from ctl' -a '{}'\n",
+                      CtlCommands());
   add(DoctorOptions(), "doctor");
   return text;
 }

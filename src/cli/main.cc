@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "src/cli/completion.h"
+#include "src/cli/ctl.h"
 #include "src/cli/doctor.h"
 #include "src/cli/print.h"
 #include "src/cli/run.h"
@@ -22,6 +23,7 @@ A microVM monitor for Linux/KVM with virtio and VFIO devices.
 
 Verbs:
   run          start a microVM and run it to its end; without --kernel, the built-in guest that tests every device
+  ctl          ask a running microVM: devices, hot plug, power button, counters
   doctor       say what this host can do for a microVM
   completion   print a completion script: postern completion bash|zsh|fish
 
@@ -45,6 +47,7 @@ int Main(const std::vector<std::string>& arguments) {
     return 0;
   }
   if (verb == "run") return Run(rest);
+  if (verb == "ctl") return Ctl(rest);
   if (verb == "doctor") return Doctor(rest);
   if (verb == "completion") {
     if (rest.size() != 1 || rest[0] == "--help") {

@@ -65,6 +65,13 @@ constexpr Option kDoctor[] = {
     {"help", "", "This text.", false},
 };
 
+constexpr Option kCtl[] = {
+    {"json", "", "Print the machine's answer, one JSON object, instead of text for people.", false},
+    {"timeout", "SECONDS", "How long remove-device waits for the guest, 1 to 600 (default 30).",
+     false},
+    {"help", "", "This text.", false},
+};
+
 }  // namespace
 
 std::span<const Option> RunOptions() {
@@ -72,6 +79,12 @@ std::span<const Option> RunOptions() {
 }
 std::span<const Option> DoctorOptions() {
   return kDoctor;
+}
+std::span<const Option> CtlOptions() {
+  return kCtl;
+}
+std::string_view CtlCommands() {
+  return "list add-device remove-device power-button metrics";
 }
 
 }  // namespace postern::cli

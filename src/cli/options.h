@@ -19,5 +19,8 @@ struct Option {
 
 [[nodiscard]] std::span<const Option> RunOptions();
 [[nodiscard]] std::span<const Option> DoctorOptions();
+[[nodiscard]] std::span<const Option> CtlOptions();
+// The commands of postern ctl, for completion: separated by spaces.
+[[nodiscard]] std::string_view CtlCommands();
 
 }  // namespace postern::cli

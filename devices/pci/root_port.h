@@ -99,7 +99,7 @@ class RootPort final : public PciFunction {
   // Before boot, as firmware would: the registers now and after reset. A window of size 0 is off.
   void PlaceBus(std::uint8_t bus) REQUIRES(lock());
   void PlaceWindows(const Window& low, const Window& high) REQUIRES(lock());
-  [[nodiscard]] std::uint8_t secondary_bus() const REQUIRES(lock()) {
+  [[nodiscard]] std::uint8_t secondary_bus() REQUIRES(lock()) {
     return config().Get<std::uint8_t>(kSecondaryBus);
   }
   // Presence and link, with their events.

@@ -1,5 +1,7 @@
-// Config space, BAR and MSI-X accesses of a guest, decoded from the input: 3 functions behind one
-// root. Whatever it writes, decoded BARs stay inside the windows and disjoint, and identities stay.
+// Config space, BAR and MSI-X accesses of a guest, decoded from the input: a function on bus 0, one
+// plugged into each of two root ports, taken out and plugged again at the input's whim. Whatever it
+// writes, decoded BARs stay inside the windows and disjoint, identities stay, and every unplug that
+// was granted is told once.
 
 #include <algorithm>
 #include <cstddef>
@@ -14,6 +16,7 @@
 using postern::pci::Bdf;
 using postern::pci::FakeBridge;
 using postern::pci::FakeFunction;
+using postern::pci::RootPort;
 using postern::pci::Window;
 
 namespace {
@@ -49,7 +52,7 @@ void Access(postern::bus::Bus& bus, std::uint64_t address, std::size_t width, bo
 void CheckMap(FakeBridge& bridge) {
   std::vector<Window> taken;
   for (const auto& function : bridge.root->Functions()) {
-    CHECK(function.vendor == (function.bdf.device == 0 ? 0x1b36 : 0x1234));
+    CHECK(function.vendor == (function.name == "fake" ? 0x1234 : 0x1b36));
     for (const auto& bar : function.bars) {
       if (!bar.mapped || bar.kind == postern::pci::BarKind::kIo) continue;
       CHECK(FakeBridge::kWindows.memory32.Contains(bar.address, bar.size) ||
@@ -65,21 +68,61 @@ void CheckMap(FakeBridge& bridge) {
 
 }  // namespace
 
+namespace {
+
+// One operation of the machine's control thread on a port.
+void Control(RootPort& port, FakeFunction& function, unsigned what, int& pending) {
+  switch (what % 4) {
+    case 0: {
+      const bool empty = !function.attached.has_value();
+      CHECK(port.Plug(function).has_value() == empty);
+      break;
+    }
+    case 1: {
+      const bool occupied = function.attached.has_value();
+      CHECK(port.Pull().has_value() == occupied);
+      break;
+    }
+    case 2:
+      if (port.RequestUnplug([&] { --pending; }).has_value()) ++pending;
+      break;
+    default: {
+      const postern::MutexLock lock(port.lock());
+      const postern::pci::RootPortState state = port.Save();
+      CHECK(port.Restore(state).has_value());
+      break;
+    }
+  }
+}
+
+}  // namespace
+
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   postern::log::SetLevel(postern::LogLevel::kOff);
   Input input(data, size);
-  FakeBridge bridge;
+  static const std::unique_ptr<postern::EventLoop> loop = postern::EventLoop::Create().value();
+  FakeBridge bridge(3);
   std::vector<std::unique_ptr<FakeFunction>> functions;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 3; ++i)
     functions.push_back(std::make_unique<FakeFunction>(bridge.platform.interrupts));
-    CHECK(bridge.root->Add(*functions.back()).has_value());
+  CHECK(bridge.root->Add(*functions[0]).has_value());
+  std::vector<std::unique_ptr<RootPort>> ports;
+  for (std::size_t i = 1; i < 3; ++i) {
+    ports.push_back(
+        RootPort::Create("port", bridge.platform.interrupts, *loop, {.window64 = 0}).value());
+    CHECK(bridge.root->Add(*ports.back()).has_value());
+    CHECK(ports.back()->Plug(*functions[i]).has_value());
   }
+  int pending = 0;
   if (input.Take(1) % 2 == 0) CHECK(bridge.root->AssignAddresses().has_value());
   for (int step = 0; step < 512 && input.left(); ++step) {
     const auto control = static_cast<std::uint8_t>(input.Take(1));
     const std::size_t width = std::size_t{1} << (control & 3);
     const bool write = (control & 4) != 0;
-    const Bdf where{.bus = 0, .device = static_cast<std::uint8_t>(control >> 6), .function = 0};
+    // Bus 0: the bridge, the function, the two ports; else what is behind a port.
+    const auto target = static_cast<std::uint8_t>(control >> 6);
+    const Bdf where = (control & 0x38) == 0x08 ? Bdf{.bus = target, .device = 0, .function = 0}
+                                               : Bdf{.bus = 0, .device = target, .function = 0};
     switch (control >> 3 & 7) {
       case 0:
       case 1:
@@ -98,7 +141,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       }
       case 4: {
         // Some place in some BAR.
-        FakeFunction& function = *functions[where.device % functions.size()];
+        FakeFunction& function = *functions[target % functions.size()];
         const std::size_t bar = input.Take(1) % 3;
         Access(bar == 1 ? bridge.ports : bridge.mmio, function.BarAddress(bar) + input.Take(2),
                width, write, input.Take(width));
@@ -108,11 +151,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         Access(bridge.mmio, input.Take(5), width, write, input.Take(width));
         break;
       case 6:
-        functions[where.device % functions.size()]->msix()->Trigger(
-            static_cast<std::uint16_t>(input.Take(2)));
+        if (target < 2) {
+          loop->RunOnce(0);
+          Control(*ports[target], *functions[target + 1U], static_cast<unsigned>(input.Take(1)),
+                  pending);
+        } else {
+          functions[0]->msix()->Trigger(static_cast<std::uint16_t>(input.Take(2)));
+        }
         break;
       default: {
-        FakeFunction& function = *functions[where.device % functions.size()];
+        FakeFunction& function = *functions[target % functions.size()];
         const postern::MutexLock lock(function.lock());
         if (write) {
           function.Reset();
@@ -126,6 +174,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (step % 16 == 0) CheckMap(bridge);
   }
   CheckMap(bridge);
+  for (const auto& port : ports) (void)port->Pull();
+  loop->RunOnce(0);
+  CHECK(pending == 0);
   bridge.root.reset();
   CHECK(bridge.mmio.Ranges().empty());
   CHECK(bridge.platform.pages.Mappings().empty());

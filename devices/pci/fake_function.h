@@ -37,10 +37,13 @@ struct FakeBridge {
                                     .memory64 = {0x4000000000, 0x1000000000},
                                     .io = {0x1000, 0x1000}};
 
-  FakeBridge()
-      : root(
-            PciRoot::Create({memory::Gpa(kEcam), kWindows}, mmio, &ports, platform.Get()).value()) {
-  }
+  static constexpr IntxInputs kIntx = {16, 17, 18, 19};
+
+  explicit FakeBridge(std::uint32_t buses = 1)
+      : root(PciRoot::Create(
+                 {.ecam = memory::Gpa(kEcam), .windows = kWindows, .buses = buses, .intx = kIntx},
+                 mmio, &ports, platform.Get())
+                 .value()) {}
 
   static std::uint64_t ConfigAddress(Bdf where, std::uint32_t offset) {
     return kEcam + (std::uint64_t{where.value()} << 12) + offset;
@@ -131,6 +134,15 @@ class FakeFunction final : public PciFunction {
     CHECK(AddMsix(std::move(table), 0, kTable, kPba).has_value());
   }
 
+  void OnAttach(Bdf where, const std::optional<IntxInputs>& inputs) override {
+    CHECK(!attached);
+    attached = where;
+    intx = inputs;
+  }
+  void OnDetach() override {
+    CHECK(attached && !bars()[0]->mapped());
+    attached.reset();
+  }
   void OnMemoryDecode(bool on) override {
     decode_events.push_back(on);
     mapped_at_decode.push_back(bars()[0]->mapped().has_value());
@@ -142,6 +154,8 @@ class FakeFunction final : public PciFunction {
   FakeRegisters doorbell_page{0x1000};
   EventFd kick{EventFd::Create().value()};
   std::vector<std::byte> pages;
+  std::optional<Bdf> attached;
+  std::optional<IntxInputs> intx;
   std::vector<bool> decode_events;
   std::vector<bool> mapped_at_decode;
   int resets = 0;

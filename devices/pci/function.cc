@@ -145,17 +145,18 @@ Result<void> PciFunction::AddMsix(std::unique_ptr<MsixTable> table, const MsixPl
   return {};
 }
 
-void PciFunction::Attach(BarSpace& space, Bdf where) {
+void PciFunction::Attach(BarSpace& space, Bdf where, std::optional<IntxInputs> intx) {
   CHECK(space_ == nullptr);
   space_ = &space;
   bdf_ = where;
+  OnAttach(where, intx);
   UpdateDecoding();
 }
 
 void PciFunction::Detach() {
   for (std::size_t i = 0; i < bars_.size(); ++i) Unmap(i);
   if (std::exchange(decoding_, false)) OnMemoryDecode(false);
-  space_ = nullptr;
+  if (std::exchange(space_, nullptr) != nullptr) OnDetach();
 }
 
 void PciFunction::PlaceBar(std::size_t index, std::uint64_t address) {

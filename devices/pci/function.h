@@ -49,6 +49,10 @@ struct MsixPlace {
   std::uint32_t pba_offset = 0;
 };
 
+// Interrupt controller inputs (GSIs) to which the four INTx pins of a function are wired, INTA#
+// first.
+using IntxInputs = std::array<std::uint32_t, 4>;
+
 struct FunctionState {
   ConfigState config;
   std::optional<MsixState> msix;
@@ -76,7 +80,8 @@ class PciFunction {
 
   // --- by the root ---
   // From now on BARs are decoded in `space`.
-  void Attach(BarSpace& space, Bdf where) REQUIRES(lock_);
+  void Attach(BarSpace& space, Bdf where, std::optional<IntxInputs> intx = std::nullopt)
+      REQUIRES(lock_);
   // Unmaps everything.
   void Detach() REQUIRES(lock_);
   // Before boot, as firmware would: the register after reset and now. `address` is aligned to the
@@ -132,6 +137,13 @@ class PciFunction {
     (void)offset;
     (void)data;
   }
+  // The function is in a slot now (before any BAR is decoded); and is no longer (after all were
+  // unmapped). `intx`: where its wired interrupts go, if the root has any.
+  virtual void OnAttach(Bdf where, const std::optional<IntxInputs>& intx) {
+    (void)where;
+    (void)intx;
+  }
+  virtual void OnDetach() {}
   // Memory decoding goes on (called before the BARs are mapped) or off (after they were unmapped).
   virtual void OnMemoryDecode(bool on) { (void)on; }
   // A BAR was mapped; and is about to be unmapped.

@@ -5,10 +5,11 @@
 
 #include <fmt/format.h>
 
+#include "devices/pci/placement.h"
+
 namespace postern::pci {
 namespace {
 
-constexpr std::uint64_t kPageSize = 4096;
 constexpr std::uint64_t kFourGiB = std::uint64_t{1} << 32;
 // No x86 or Arm processor addresses more; it also keeps every sum of an address and a BAR size from
 // wrapping.
@@ -37,42 +38,28 @@ const char* KindName(BarKind kind) {
   return "?";
 }
 
-// First fit in one window around what is taken.
-class Allocator {
- public:
-  explicit Allocator(const Window& window) : window_(window) {}
-  void Occupy(std::uint64_t base, std::uint64_t size) {
-    used_.push_back({base, size});
-    std::ranges::sort(used_, {}, &Window::base);
-  }
-  std::optional<std::uint64_t> Place(std::uint64_t size, std::uint64_t granule) {
-    const std::uint64_t align = std::max(size, granule);
-    // 0 in a base address register means "not placed".
-    std::uint64_t at = AlignUp(std::max<std::uint64_t>(window_.base, 1), align);
-    for (const Window& used : used_) {
-      if (at + align > used.base && at < used.base + used.size)
-        at = AlignUp(used.base + used.size, align);
+FunctionInfo InfoOf(Bdf where, PciFunction& function) {
+  const MutexLock lock(function.lock());
+  const ConfigSpace& config = function.config();
+  FunctionInfo info{.bdf = where,
+                    .name = function.name(),
+                    .vendor = config.Get<std::uint16_t>(kVendorId),
+                    .device = config.Get<std::uint16_t>(kDeviceId),
+                    .class_code = config.Get<std::uint32_t>(kRevisionId) >> 8,
+                    .bars = {}};
+  for (std::size_t i = 0; i < kBarCount; ++i) {
+    const std::optional<Bar>& bar = function.bars()[i];
+    if (!bar) continue;
+    BarInfo line{i, bar->kind(), function.BarAddress(i), bar->size(), bar->mapped().has_value(),
+                 {}};
+    for (const Tile& tile : bar->tiles()) {
+      line.tiles.push_back({TileOffset(tile), TileLength(tile),
+                            std::holds_alternative<Trapped>(tile), std::string(TileName(tile))});
     }
-    if (!window_.Contains(at, align)) return std::nullopt;
-    Occupy(at, align);
-    return at;
+    info.bars.push_back(std::move(line));
   }
-
- private:
-  static std::uint64_t AlignUp(std::uint64_t value, std::uint64_t align) {
-    return (value + align - 1) & ~(align - 1);
-  }
-  Window window_;
-  std::vector<Window> used_;
-};
-
-struct Request {
-  PciFunction* function;
-  std::size_t index;
-  BarKind kind;
-  std::uint64_t size;
-  std::uint64_t address = 0;
-};
+  return info;
+}
 
 }  // namespace
 
@@ -95,8 +82,10 @@ std::string Describe(const FunctionInfo& function) {
 Result<std::unique_ptr<PciRoot>> PciRoot::Create(const RootConfig& config, bus::Bus& memory,
                                                  bus::Bus* ports, const bus::Platform& platform) {
   const Windows& windows = config.windows;
-  if (config.ecam.value % kEcamSize != 0 ||
-      !WindowFits({config.ecam.value, kEcamSize}, kMaxAddress)) {
+  if (config.buses < 1 || config.buses > 256) return Err(Errc::kInvalidArgument, "PCI bus count");
+  const std::uint64_t ecam_size = config.buses * kEcamBusSize;
+  if (config.ecam.value % kEcamBusSize != 0 ||
+      !WindowFits({config.ecam.value, ecam_size}, kMaxAddress)) {
     return Err(Errc::kInvalidArgument, "ECAM address");
   }
   if (!WindowFits(windows.memory32, kFourGiB) || !WindowFits(windows.memory64, kMaxAddress) ||
@@ -104,7 +93,7 @@ Result<std::unique_ptr<PciRoot>> PciRoot::Create(const RootConfig& config, bus::
     return Err(Errc::kInvalidArgument, "PCI window");
   }
   std::unique_ptr<PciRoot> root(new PciRoot(config, memory, ports, platform));
-  root->ecam_ = TRY(memory.Add(config.ecam.value, kEcamSize, *root, root->lock_, "pci ecam"));
+  root->ecam_ = TRY(memory.Add(config.ecam.value, ecam_size, *root, root->lock_, "pci ecam"));
   root->bridge_ = std::make_unique<PciFunction>("host-bridge", kBridgeIdentity);
   const MutexLock lock(root->lock_);
   root->slots_[0] = root->bridge_.get();
@@ -120,16 +109,34 @@ PciRoot::PciRoot(const RootConfig& config, bus::Bus& memory, bus::Bus* ports,
 PciRoot::~PciRoot() {
   const MutexLock lock(lock_);
   ecam_.Reset();
-  for (PciFunction* function : slots_) {
-    if (function == nullptr) continue;
-    const MutexLock function_lock(function->lock());
-    function->Detach();
+  for (const auto* functions : {&behind_, &slots_}) {
+    for (PciFunction* function : *functions) {
+      if (function == nullptr) continue;
+      const MutexLock function_lock(function->lock());
+      function->Detach();
+    }
+  }
+  for (RootPort* port : ports_) {
+    if (port != nullptr) port->JoinRoot(nullptr);
   }
 }
 
-Result<Bdf> PciRoot::Add(PciFunction& function, std::optional<std::uint8_t> slot) {
+std::optional<IntxInputs> PciRoot::InputsOf(std::size_t slot) const {
+  if (!config_.intx) return std::nullopt;
+  IntxInputs inputs{};
+  for (std::size_t pin = 0; pin < inputs.size(); ++pin)
+    inputs[pin] = (*config_.intx)[(slot + pin) % inputs.size()];
+  return inputs;
+}
+
+std::optional<std::size_t> PciRoot::SlotOf(const RootPort& port) const {
+  const auto found = std::ranges::find(ports_, &port);
+  if (found == ports_.end()) return std::nullopt;
+  return static_cast<std::size_t>(found - ports_.begin());
+}
+
+Result<Bdf> PciRoot::Insert(PciFunction& function, std::optional<std::uint8_t> slot) {
   if (slot && (*slot == 0 || *slot >= kSlots)) return Err(Errc::kInvalidArgument, "PCI slot");
-  const MutexLock lock(lock_);
   if (!slot) {
     const auto free = std::ranges::find(slots_, nullptr);
     if (free == slots_.end()) return Err(Errc::kExhausted, "PCI slots");
@@ -139,22 +146,78 @@ Result<Bdf> PciRoot::Add(PciFunction& function, std::optional<std::uint8_t> slot
   const Bdf where{.device = *slot};
   {
     const MutexLock function_lock(function.lock());
-    function.Attach(space_, where);
+    function.Attach(space_, where, InputsOf(*slot));
   }
   slots_[*slot] = &function;
   return where;
 }
 
+Result<Bdf> PciRoot::Add(PciFunction& function, std::optional<std::uint8_t> slot) {
+  const MutexLock lock(lock_);
+  return Insert(function, slot);
+}
+
+Result<Bdf> PciRoot::Add(RootPort& port, std::optional<std::uint8_t> slot) {
+  const MutexLock lock(lock_);
+  if (next_bus_ >= config_.buses) return Err(Errc::kExhausted, "PCI bus numbers");
+  const Bdf where = TRY(Insert(port, slot));
+  ports_[where.device] = &port;
+  port.JoinRoot(this);
+  const MutexLock port_lock(port.lock());
+  port.PlaceBus(static_cast<std::uint8_t>(next_bus_++));
+  return where;
+}
+
+Result<Bdf> PciRoot::Add(PciFunction& function, RootPort& behind) {
+  const MutexLock lock(lock_);
+  const std::optional<std::size_t> slot = SlotOf(behind);
+  if (!slot) return Err(Errc::kNotFound, "root port");
+  if (behind_[*slot] != nullptr) return Err(Errc::kOverlap, "slot of the root port");
+  Bdf where{};
+  {
+    const MutexLock port_lock(behind.lock());
+    where.bus = behind.secondary_bus();
+  }
+  {
+    const MutexLock function_lock(function.lock());
+    function.Attach(space_, where, InputsOf(*slot));
+  }
+  behind_[*slot] = &function;
+  // The guest may look at once: the function is there.
+  const MutexLock port_lock(behind.lock());
+  behind.SetOccupied(true);
+  return where;
+}
+
+PciFunction* PciRoot::Behind(const RootPort& port) {
+  const MutexLock lock(lock_);
+  const std::optional<std::size_t> slot = SlotOf(port);
+  return slot ? behind_[*slot] : nullptr;
+}
+
 Result<void> PciRoot::Remove(PciFunction& function) {
   {
     const MutexLock lock(lock_);
-    const auto slot = std::ranges::find(slots_, &function);
-    if (slot == slots_.end() || &function == bridge_.get()) {
+    const auto on_bus = std::ranges::find(slots_, &function);
+    const auto behind = std::ranges::find(behind_, &function);
+    if (on_bus != slots_.end() && on_bus != slots_.begin()) {
+      const auto slot = static_cast<std::size_t>(on_bus - slots_.begin());
+      if (behind_[slot] != nullptr) return Err(Errc::kBadState, "root port is occupied");
+      if (RootPort* port = std::exchange(ports_[slot], nullptr)) port->JoinRoot(nullptr);
+      *on_bus = nullptr;
+    } else if (behind == behind_.end()) {
       return Err(Errc::kNotFound, "PCI function");
     }
-    *slot = nullptr;
-    const MutexLock function_lock(function.lock());
-    function.Detach();
+    {
+      const MutexLock function_lock(function.lock());
+      function.Detach();
+    }
+    if (behind != behind_.end()) {
+      *behind = nullptr;
+      RootPort& port = *ports_[static_cast<std::size_t>(behind - behind_.begin())];
+      const MutexLock port_lock(port.lock());
+      port.SetOccupied(false);
+    }
   }
   // A vCPU may have found one of its ranges and still wait for its lock.
   space_.memory().Drain();
@@ -164,83 +227,35 @@ Result<void> PciRoot::Remove(PciFunction& function) {
 
 Result<void> PciRoot::AssignAddresses() {
   const MutexLock lock(lock_);
-  Allocator low(config_.windows.memory32);
-  Allocator high(config_.windows.memory64);
-  Allocator io(config_.windows.io);
-  std::vector<Request> requests;
+  Placement placement(config_.windows);
   for (PciFunction* function : slots_) {
-    if (function == nullptr) continue;
-    const MutexLock function_lock(function->lock());
-    for (std::size_t i = 0; i < function->bars().size(); ++i) {
-      const std::optional<Bar>& bar = function->bars()[i];
-      if (!bar) continue;
-      if (const std::uint64_t at = function->BarAddress(i); at != 0) {
-        // The registers are the guest's: what lies outside the windows blocks nothing.
-        const Windows& windows = config_.windows;
-        if (bar->kind() == BarKind::kIo) {
-          if (windows.io.Contains(at, bar->size())) io.Occupy(at, bar->size());
-        } else if (windows.memory32.Contains(at, bar->size())) {
-          low.Occupy(at, bar->size());
-        } else if (windows.memory64.Contains(at, bar->size())) {
-          high.Occupy(at, bar->size());
-        }
-      } else {
-        requests.push_back({function, i, bar->kind(), bar->size()});
-      }
-    }
+    if (function != nullptr) placement.AddBars(*function);
   }
-  // Largest first: naturally aligned powers of two then leave no holes.
-  std::ranges::stable_sort(requests, std::ranges::greater{}, &Request::size);
-  for (Request& request : requests) {
-    std::optional<std::uint64_t> at;
-    if (request.kind == BarKind::kIo) {
-      at = io.Place(request.size, 4);
-    } else {
-      if (Is64Bit(request.kind)) at = high.Place(request.size, kPageSize);
-      if (!at) at = low.Place(request.size, kPageSize);
-    }
-    if (!at) return Err(Errc::kExhausted, "PCI window");
-    request.address = *at;
+  for (RootPort* port : ports_) {
+    if (port != nullptr) placement.AddWindows(*port);
   }
-  for (const Request& request : requests) {
-    const MutexLock function_lock(request.function->lock());
-    request.function->PlaceBar(request.index, request.address);
-  }
-  return {};
+  return placement.Place();
 }
 
 std::vector<FunctionInfo> PciRoot::Functions() {
   std::vector<FunctionInfo> functions;
   const MutexLock lock(lock_);
   for (std::size_t slot = 0; slot < kSlots; ++slot) {
-    PciFunction* function = slots_[slot];
-    if (function == nullptr) continue;
-    const MutexLock function_lock(function->lock());
-    const ConfigSpace& config = function->config();
-    FunctionInfo info{.bdf = {.device = static_cast<std::uint8_t>(slot)},
-                      .name = function->name(),
-                      .vendor = config.Get<std::uint16_t>(kVendorId),
-                      .device = config.Get<std::uint16_t>(kDeviceId),
-                      .class_code = config.Get<std::uint32_t>(kRevisionId) >> 8,
-                      .bars = {}};
-    for (std::size_t i = 0; i < function->bars().size(); ++i) {
-      const std::optional<Bar>& bar = function->bars()[i];
-      if (!bar) continue;
-      BarInfo line{i, bar->kind(), function->BarAddress(i), bar->size(), bar->mapped().has_value(),
-                   {}};
-      for (const Tile& tile : bar->tiles()) {
-        line.tiles.push_back({TileOffset(tile), TileLength(tile),
-                              std::holds_alternative<Trapped>(tile), std::string(TileName(tile))});
-      }
-      info.bars.push_back(std::move(line));
+    if (slots_[slot] == nullptr) continue;
+    functions.push_back(InfoOf({.device = static_cast<std::uint8_t>(slot)}, *slots_[slot]));
+    if (behind_[slot] == nullptr) continue;
+    std::uint8_t bus = 0;
+    {
+      const MutexLock port_lock(ports_[slot]->lock());
+      bus = ports_[slot]->secondary_bus();
     }
-    functions.push_back(std::move(info));
+    functions.push_back(InfoOf({.bus = bus}, *behind_[slot]));
   }
   return functions;
 }
 
-// The bus holds lock_ during Read and Write. ECAM: bus 27:20 (always 0 here), device 19:15,
-// function 14:12, register 11:0 (PCI Express 3.0 7.2.2).
+// The bus holds lock_ during Read and Write. ECAM: bus 27:20, device 19:15, function 14:12,
+// register 11:0 (PCI Express 3.0 7.2.2).
 void PciRoot::Read(std::uint64_t offset, std::span<std::byte> data) {
   PciFunction* function = At(offset);
   if (function == nullptr) {
@@ -258,13 +273,42 @@ void PciRoot::Write(std::uint64_t offset, std::span<const std::byte> data) {
     absent_.Add();
     return;
   }
-  const MutexLock function_lock(function->lock());
-  function->WriteConfig(static_cast<std::uint32_t>(offset % kConfigEnd), data);
+  {
+    const MutexLock function_lock(function->lock());
+    function->WriteConfig(static_cast<std::uint32_t>(offset % kConfigEnd), data);
+  }
+  if (offset < kEcamBusSize) ResetBehind(offset >> 15);
+}
+
+// A guest's secondary bus reset. Here and not in the port, so that no two functions' locks are
+// held together.
+void PciRoot::ResetBehind(std::size_t slot) {
+  RootPort* const port = ports_[slot];
+  if (port == nullptr) return;
+  {
+    const MutexLock port_lock(port->lock());
+    if (!port->TakeBusReset()) return;
+  }
+  if (PciFunction* function = behind_[slot]) {
+    const MutexLock function_lock(function->lock());
+    function->Reset();
+  }
 }
 
 PciFunction* PciRoot::At(std::uint64_t offset) const {
-  const bool function_zero = (offset >> 12 & 0x7) == 0;
-  return function_zero && offset < kEcamSize ? slots_[offset >> 15] : nullptr;
+  const std::uint64_t bus = offset >> 20;
+  const std::size_t device = offset >> 15 & 0x1f;
+  if ((offset >> 12 & 0x7) != 0) return nullptr;
+  if (bus == 0) return slots_[device];
+  // A link has one device on it.
+  if (device != 0) return nullptr;
+  for (std::size_t slot = 0; slot < kSlots; ++slot) {
+    RootPort* const port = ports_[slot];
+    if (port == nullptr) continue;
+    const MutexLock port_lock(port->lock());
+    if (port->secondary_bus() == bus) return behind_[slot];
+  }
+  return nullptr;
 }
 
 void PciRoot::ReportCounters(CounterSink& sink) const {

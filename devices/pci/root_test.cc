@@ -39,7 +39,8 @@ TEST_CASE("root: layouts that cannot be are refused") {
   bus::FakePlatform platform;
   bus::Bus mmio;
   const auto code = [&](std::uint64_t ecam, Windows windows) {
-    auto root = PciRoot::Create({memory::Gpa(ecam), windows}, mmio, nullptr, platform.Get());
+    auto root = PciRoot::Create({.ecam = memory::Gpa(ecam), .windows = windows}, mmio, nullptr,
+                                platform.Get());
     return root ? std::optional<Errc>() : root.error().code;
   };
   const Windows good = FakeBridge::kWindows;

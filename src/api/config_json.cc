@@ -13,6 +13,7 @@
 
 #include "src/api/fields.h"
 #include "src/base/fd.h"
+#include "src/base/text.h"
 
 namespace postern::api {
 namespace {
@@ -198,6 +199,8 @@ Outcome<void> ReadDocument(const Json& json, Config& config) {
       .Choice("transport", config.transport, {{"pci", Transport::kPci}, {"mmio", Transport::kMmio}})
       .Number("io_threads", config.io_threads, 1, 64)
       .Flag("pit", config.pit)
+      .Number("hotplug_ports", config.hotplug_ports, 0, 31)
+      .Text("control", config.control)
       .Text("metrics", config.metrics);
   return fields.Finish();
 }
@@ -355,6 +358,21 @@ Outcome<void> ApplyFlag(std::string_view name, std::string_view value, Config& c
   }
   if (result) config = std::move(copy);
   return result;
+}
+
+Outcome<DeviceConfig> ParseDevice(std::string_view spec) {
+  const std::size_t comma = spec.find(',');
+  const std::string_view kind = spec.substr(0, comma);
+  if (kind != "disk") {
+    return ConfigFailure(fmt::format("a device of kind '{}' cannot be added", Escaped(kind, 80)),
+                         "write disk,path=FILE and further keys of --disk");
+  }
+  Config scratch;
+  const std::string_view words = comma == std::string_view::npos ? "" : spec.substr(comma + 1);
+  if (words.empty())
+    return ConfigFailure("disk.path: missing", "give the image file or block device");
+  if (Outcome<void> r = ApplyFlag("disk", words, scratch); !r) return tl::unexpected(r.error());
+  return DeviceConfig(std::move(scratch.disks.front()));
 }
 
 std::string FlagKeys(std::string_view name) {

@@ -30,6 +30,10 @@ namespace postern::api {
 [[nodiscard]] Outcome<void> ApplyFlag(std::string_view name, std::string_view value,
                                       Config& config);
 
+// A device as `postern ctl add-device` takes it: its kind and the words of that flag,
+// "disk,path=a.img,readonly".
+[[nodiscard]] Outcome<DeviceConfig> ParseDevice(std::string_view spec);
+
 // The keys a structured flag takes, for --help: "path, readonly, direct, ...".
 [[nodiscard]] std::string FlagKeys(std::string_view name);
 

@@ -20,7 +20,8 @@ TEST_CASE("json: every field reaches the configuration") {
     "nets": [{"tap": "t0", "mac": "02:00:00:00:00:01", "mtu": 9000, "queue_pairs": 2, "offload": false}, {"fd": 7}],
     "vsock": {"cid": 5, "socket": "/run/v"},
     "console": {"mode": "file", "path": "log"}, "serial": {"mode": "pty"},
-    "rng": false, "transport": "mmio", "io_threads": 2, "pit": true, "metrics": "m"
+    "rng": false, "transport": "mmio", "io_threads": 2, "pit": true, "metrics": "m", "hotplug_ports": 5,
+    "control": "ctl"
   })",
                     "vm.json", c));
   CHECK(c.kernel == "vmlinuz");
@@ -50,6 +51,8 @@ TEST_CASE("json: every field reaches the configuration") {
   CHECK(c.transport == Transport::kMmio);
   CHECK(c.io_threads == 2);
   CHECK(c.pit);
+  CHECK(c.hotplug_ports == 5);
+  CHECK(c.control == "ctl");
 }
 
 TEST_CASE("json and flags: assigned devices, by each way of naming one") {
@@ -230,6 +233,23 @@ TEST_CASE("file: missing, a directory, and too large are told apart") {
   CHECK(config.cpus == 3);
   close(fd);
   unlink(path);
+}
+
+TEST_CASE("device: its kind, then the words of that kind's flag") {
+  const Outcome<DeviceConfig> disk = ParseDevice("disk,path=a.img,readonly,id=x,serial=S");
+  REQUIRE(disk);
+  CHECK(std::get<DiskConfig>(*disk).path == "a.img");
+  CHECK(std::get<DiskConfig>(*disk).readonly);
+  CHECK(std::get<DiskConfig>(*disk).id == "x");
+  CHECK(std::get<DiskConfig>(*ParseDevice("disk,a.img")).path == "a.img");
+  for (const char* spec : {"", "disk", "disk,", "toaster", "toaster,path=a", "disk,path=a,bogus=1",
+                           "Disk,path=a", "disk,path=a,path=b", "\xff"}) {
+    CAPTURE(spec);
+    const Outcome<DeviceConfig> refused = ParseDevice(spec);
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error().kind == Failure::Kind::kConfig);
+    CHECK_FALSE(refused.error().cause.empty());
+  }
 }
 
 TEST_CASE("flag keys: name the fields of a structured flag") {

@@ -7,7 +7,7 @@
 namespace postern::cli {
 namespace {
 
-constexpr std::string_view kVerbs = "run doctor bind unbind completion --version --help";
+constexpr std::string_view kVerbs = "run ctl doctor bind unbind completion --version --help";
 
 std::string Words(std::span<const Option> options, bool files_only) {
   std::string words;
@@ -50,6 +50,10 @@ std::string Bash() {
         --rng|--pit) COMPREPLY=($(compgen -W "on off" -- "$word")); return ;;
       esac
       COMPREPLY=($(compgen -W "{}" -- "$word")) ;;
+    ctl)
+      if [ "$COMP_CWORD" -eq 2 ]; then COMPREPLY=($(compgen -f -- "$word")); return; fi
+      if [ "$COMP_CWORD" -eq 3 ]; then COMPREPLY=($(compgen -W "{}" -- "$word")); return; fi
+      COMPREPLY=($(compgen -W "{}" -- "$word")) ;;
     doctor)
       local line=${{COMP_LINE:0:COMP_POINT}}
       local value=${{line##*--device[ =]}}
@@ -71,9 +75,9 @@ std::string Bash() {
 }}
 complete -o default -F _postern postern
 )",
-                     kVerbs, Words(RunOptions(), true), Words(RunOptions(), false),
-                     Words(DoctorOptions(), false), Words(BindOptions(), false),
-                     Words(UnbindOptions(), false));
+                     kVerbs, Words(RunOptions(), true), Words(RunOptions(), false), CtlCommands(),
+                     Words(CtlOptions(), false), Words(DoctorOptions(), false),
+                     Words(BindOptions(), false), Words(UnbindOptions(), false));
 }
 
 constexpr std::string_view kFishDevices = "(command ls /sys/bus/pci/devices 2>/dev/null)";
@@ -93,6 +97,9 @@ std::string Fish() {
     }
   };
   add(RunOptions(), "run");
+  add(CtlOptions(), "ctl");
+  text += fmt::format("complete -c postern -F -n '__fish_seen_subcommand_from ctl' -a '{}'\n",
+                      CtlCommands());
   add(DoctorOptions(), "doctor");
   add(BindOptions(), "bind");
   add(UnbindOptions(), "unbind");

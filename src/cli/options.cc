@@ -49,6 +49,12 @@ constexpr Option kRun[] = {
     {"io-threads", "N",
      "Threads for device I/O; queues of disks and interfaces spread over them (default 1).", true},
     {"pit", "on|off", "An 8254 timer, for guests that calibrate with one (default off).", true},
+    {"hotplug-ports", "N",
+     "Slots into which devices can be put while the guest runs, with postern ctl (default 0).",
+     true},
+    {"control", "PATH",
+     "Serve postern ctl on this UNIX socket: list, add and remove devices, counters.", true, false,
+     true},
     {"metrics", "FILE", "Write counters as a line of JSON when the machine ends, and on SIGUSR1.",
      true, false, true},
     {"shutdown-timeout", "SECONDS",
@@ -84,6 +90,13 @@ constexpr Option kUnbind[] = {
     {"help", "", "This text.", false},
 };
 
+constexpr Option kCtl[] = {
+    {"json", "", "Print the machine's answer, one JSON object, instead of text for people.", false},
+    {"timeout", "SECONDS", "How long remove-device waits for the guest, 1 to 600 (default 30).",
+     false},
+    {"help", "", "This text.", false},
+};
+
 }  // namespace
 
 std::span<const Option> RunOptions() {
@@ -97,6 +110,12 @@ std::span<const Option> BindOptions() {
 }
 std::span<const Option> UnbindOptions() {
   return kUnbind;
+}
+std::span<const Option> CtlOptions() {
+  return kCtl;
+}
+std::string_view CtlCommands() {
+  return "list add-device remove-device power-button metrics";
 }
 
 }  // namespace postern::cli

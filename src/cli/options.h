@@ -23,5 +23,8 @@ struct Option {
 // These two verbs also take PCI addresses.
 [[nodiscard]] std::span<const Option> BindOptions();
 [[nodiscard]] std::span<const Option> UnbindOptions();
+[[nodiscard]] std::span<const Option> CtlOptions();
+// The commands of postern ctl, for completion: separated by spaces.
+[[nodiscard]] std::string_view CtlCommands();
 
 }  // namespace postern::cli

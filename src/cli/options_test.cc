@@ -114,6 +114,13 @@ TEST_CASE("completion: each shell's script names every flag; other shells are re
       CHECK(script->find(verb) != std::string::npos);
     CHECK(script->find("/sys/bus/pci/devices") != std::string::npos);
   }
+  for (const char* shell : {"bash", "zsh", "fish"}) {
+    const Outcome<std::string> script = CompletionScript(shell);
+    REQUIRE(script);
+    CHECK(script->find(std::string(CtlCommands())) != std::string::npos);
+    for (const Option& option : CtlOptions())
+      CHECK(script->find(std::string(option.name)) != std::string::npos);
+  }
   CHECK_FALSE(CompletionScript("tcsh"));
 }
 

@@ -13,6 +13,8 @@
 #include <fmt/format.h>
 
 #include "src/api/config_json.h"
+#include "src/api/control.h"
+#include "src/api/machine_target.h"
 #include "src/base/fd.h"
 #include "src/base/log.h"
 #include "src/cli/parse.h"
@@ -180,6 +182,14 @@ Outcome<End> RunToEnd(const RunSettings& settings, const Fd& metrics, const sigs
     return End{{ExitReport::Reason::kPowerOff, {}}, std::nullopt};
   }
   LOG_INFO("cli", "{}", machine.Describe());
+  api::MachineTarget target(machine);
+  std::unique_ptr<api::ControlServer> control;
+  if (!settings.config.control.empty()) {
+    Outcome<std::unique_ptr<api::ControlServer>> served =
+        api::ControlServer::Create(settings.config.control, machine.control(), target);
+    if (!served) return tl::unexpected(served.error());
+    control = std::move(*served);
+  }
   Signals handler(machine, settings.shutdown_timeout_ms, [&] { WriteMetrics(metrics, machine); });
   if (Result<void> r = handler.Watch(signals); !r) return HostFailure("signals", r.error());
   if (Outcome<void> r = machine.Start(); !r) return tl::unexpected(r.error());

@@ -167,6 +167,30 @@ TEST_CASE("vcpu: a kick from another thread ends a run that would not end") {
   CHECK(guest->vcpu->counters().interrupted.Get() == 1);
 }
 
+TEST_CASE("regression #3: KVM's counters of a vCPU are read while it is in the guest") {
+  Vcpu::InstallKickHandler();
+  const auto guest = MakeGuest();
+  if (guest == nullptr) SKIP_TEST("/dev/kvm cannot be used");
+  guest->Code({0xeb, 0xfe});  // jmp $
+  std::atomic<bool> started{false};
+  std::thread thread([&] {
+    guest->vcpu->BindThread();
+    started = true;
+    (void)guest->vcpu->Run();
+  });
+  while (!started) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  struct Sink final : CounterSink {
+    void Add(std::string_view, std::uint64_t) override { ++count; }
+    int count = 0;
+  } sink;
+  // Comes back, kick or no kick: nothing else ends this guest.
+  guest->vcpu->ReportKernelCounters(sink);
+  CHECK(guest->vcpu->counters().interrupted.Get() == 0);
+  guest->vcpu->Kick();
+  thread.join();
+}
+
 TEST_CASE("vm: a doorbell takes the matching write without an exit, and lets others through") {
   const auto guest = MakeGuest();
   if (guest == nullptr) SKIP_TEST("/dev/kvm cannot be used");

@@ -7,13 +7,15 @@
 #include <cstring>
 #include <vector>
 
-#include "src/base/fd.h"
 #include "src/kvm/fam.h"
 
 namespace postern::kvm {
 
-void ReportStats(int kvm_object_fd, CounterSink& sink) {
-  const Fd fd(ioctl(kvm_object_fd, KVM_GET_STATS_FD, 0));
+Fd OpenStats(int kvm_object_fd) {
+  return Fd(ioctl(kvm_object_fd, KVM_GET_STATS_FD, 0));
+}
+
+void ReportStats(const Fd& fd, CounterSink& sink) {
   if (!fd.valid()) return;
   kvm_stats_header header{};
   if (pread(fd.get(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) return;

@@ -292,7 +292,7 @@ std::vector<std::uint8_t> Vcpu::EmulationBytes() const {
 }
 
 void Vcpu::ReportKernelCounters(CounterSink& sink) const {
-  ReportStats(fd_.get(), sink);
+  ReportStats(stats_, sink);
 }
 
 }  // namespace postern::kvm

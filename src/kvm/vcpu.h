@@ -89,15 +89,18 @@ class Vcpu {
   [[nodiscard]] std::vector<std::uint8_t> EmulationBytes() const;
 
   [[nodiscard]] const VcpuCounters& counters() const { return counters_; }
-  // KVM's own per-vCPU counters ("exits", "halt_wakeup", ...), where the host offers them.
+  // KVM's own per-vCPU counters ("exits", "halt_wakeup", ...), where the host offers them. From any
+  // thread; does not wait for the vCPU.
   void ReportKernelCounters(CounterSink& sink) const;
 
  private:
   friend class Vm;
-  Vcpu(Fd fd, Mmap run, std::uint32_t id) : fd_(std::move(fd)), run_(std::move(run)), id_(id) {}
+  Vcpu(Fd fd, Mmap run, Fd stats, std::uint32_t id)
+      : fd_(std::move(fd)), run_(std::move(run)), stats_(std::move(stats)), id_(id) {}
 
   Fd fd_;
   Mmap run_;
+  Fd stats_;
   std::uint32_t id_;
   std::atomic<bool> bound_{false};
   pthread_t thread_{};

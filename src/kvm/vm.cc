@@ -62,7 +62,8 @@ Result<std::unique_ptr<Vcpu>> Vm::CreateVcpu(std::uint32_t id) {
   Fd fd(ioctl(fd_.get(), KVM_CREATE_VCPU, static_cast<unsigned long>(id)));
   if (!fd.valid()) return SysError("KVM_CREATE_VCPU");
   Mmap run = TRY(Mmap::Create(run_size_, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get()));
-  return std::unique_ptr<Vcpu>(new Vcpu(std::move(fd), std::move(run), id));
+  Fd stats = OpenStats(fd.get());
+  return std::unique_ptr<Vcpu>(new Vcpu(std::move(fd), std::move(run), std::move(stats), id));
 }
 
 // --- memory slots ---
@@ -373,7 +374,7 @@ void Vm::ReportCounters(CounterSink& sink) const {
   sink.Add("irqfd_changes", irqfd_changes_.Get());
   sink.Add("slot_changes", slot_changes_.Get());
   sink.Add("doorbells", doorbells_.Get());
-  ReportStats(fd_.get(), sink);
+  ReportStats(OpenStats(fd_.get()), sink);
 }
 
 }  // namespace postern::kvm

@@ -6,6 +6,7 @@
 
 #include "src/arch/x86_64/cpuid.h"
 #include "src/arch/x86_64/layout.h"
+#include "src/base/text.h"
 #include "src/base/units.h"
 
 namespace postern {
@@ -41,20 +42,38 @@ Outcome<void> ValidateMemory(const MemoryConfig& memory) {
   return {};
 }
 
+Outcome<void> ValidateId(const std::string& id, const std::string& where) {
+  for (const char c : id) {
+    const bool good = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                      c == '_' || c == '-';
+    if (!good || id.size() > 64) {
+      return ConfigFailure(fmt::format("{}.id: '{}' is not a name", where, Escaped(id, 80)),
+                           "use up to 64 letters, digits, _ and -");
+    }
+  }
+  return {};
+}
+
+Outcome<void> ValidateDisk(const DiskConfig& disk, const std::string& where) {
+  if (disk.path.empty())
+    return ConfigFailure(where + ".path: missing", "give the image file or block device");
+  if (disk.serial.size() > 20)
+    return ConfigFailure(where + ".serial: longer than 20 bytes", "shorten it");
+  if ((disk.queue_size & (disk.queue_size - 1)) != 0) {
+    return ConfigFailure(
+        fmt::format("{}.queue_size: {} is no power of two", where, disk.queue_size),
+        "use 128, 256, ...");
+  }
+  return {};
+}
+
 template <typename T>
 Outcome<void> ValidateIds(const std::vector<T>& list, const char* what,
                           std::set<std::string>& seen) {
   for (std::size_t i = 0; i < list.size(); ++i) {
     const std::string& id = list[i].id;
     if (id.empty()) continue;
-    for (const char c : id) {
-      const bool good = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                        (c >= '0' && c <= '9') || c == '_' || c == '-';
-      if (!good || id.size() > 64) {
-        return ConfigFailure(fmt::format("{}[{}].id: '{}' is not a name", what, i, id),
-                             "use up to 64 letters, digits, _ and -");
-      }
-    }
+    if (Outcome<void> r = ValidateId(id, fmt::format("{}[{}]", what, i)); !r) return r;
     if (!seen.insert(id).second)
       return ConfigFailure(fmt::format("{}[{}].id: '{}' is taken", what, i, id),
                            "choose another id");
@@ -135,17 +154,7 @@ Outcome<void> Validate(const Config& config) {
   if (Outcome<void> r = ValidateIds(config.disks, "disks", ids); !r) return r;
   if (Outcome<void> r = ValidateIds(config.nets, "nets", ids); !r) return r;
   for (std::size_t i = 0; i < config.disks.size(); ++i) {
-    const DiskConfig& disk = config.disks[i];
-    if (disk.path.empty())
-      return ConfigFailure(fmt::format("disks[{}].path: missing", i),
-                           "give the image file or block device");
-    if (disk.serial.size() > 20)
-      return ConfigFailure(fmt::format("disks[{}].serial: longer than 20 bytes", i), "shorten it");
-    if ((disk.queue_size & (disk.queue_size - 1)) != 0) {
-      return ConfigFailure(
-          fmt::format("disks[{}].queue_size: {} is no power of two", i, disk.queue_size),
-          "use 128, 256, ...");
-    }
+    if (Outcome<void> r = ValidateDisk(config.disks[i], fmt::format("disks[{}]", i)); !r) return r;
   }
   for (std::size_t i = 0; i < config.nets.size(); ++i) {
     const NetConfig& net = config.nets[i];
@@ -179,6 +188,15 @@ Outcome<void> Validate(const Config& config) {
                               (config.vsock.has_value() ? 1 : 0) + (config.rng ? 1 : 0) +
                               (config.console.mode != ConsoleConfig::Mode::kOff ? 1 : 0);
   const std::size_t most = config.transport == Transport::kPci ? 31 : x86_64::kMaxVirtioMmio;
+  if (config.hotplug_ports != 0 && config.transport != Transport::kPci)
+    return ConfigFailure("hotplug_ports: only the PCI transport has them",
+                         "leave it out, or use --transport pci");
+  if (devices + config.hotplug_ports > most && devices <= most) {
+    return ConfigFailure(
+        fmt::format("hotplug_ports: {} do not fit beside {} devices: the bus has {} slots",
+                    config.hotplug_ports, devices, most),
+        fmt::format("use at most {}", most - devices));
+  }
   if (devices > most) {
     return ConfigFailure(
         fmt::format("{} devices do not fit: this transport has room for {}", devices, most),
@@ -186,6 +204,12 @@ Outcome<void> Validate(const Config& config) {
                                             : "remove some, or use --transport pci");
   }
   return {};
+}
+
+Outcome<void> Validate(const DeviceConfig& device, const std::string& where) {
+  const auto& disk = std::get<DiskConfig>(device);
+  if (Outcome<void> r = ValidateId(disk.id, where); !r) return r;
+  return ValidateDisk(disk, where);
 }
 
 }  // namespace postern

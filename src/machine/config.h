@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "src/base/failure.h"
@@ -81,6 +82,9 @@ struct ConsoleConfig {
 
 enum class Transport : std::uint8_t { kPci, kMmio };
 
+// A device that can be added to a running machine.
+using DeviceConfig = std::variant<DiskConfig>;
+
 struct Config {
   std::string kernel;  // bzImage or ELF; empty: the built-in guest
   std::string initrd;
@@ -97,6 +101,8 @@ struct Config {
   Transport transport = Transport::kPci;
   std::uint32_t io_threads = 1;
   bool pit = false;
+  std::uint32_t hotplug_ports = 0;  // slots for devices added while the guest runs; PCI alone
+  std::string control;  // UNIX socket for `postern ctl`; empty: none. Served by src/api/control.h
   std::string metrics;  // JSON, written when the machine ends and when asked for; empty: none
 };
 
@@ -107,5 +113,7 @@ struct Config {
 // Whether the fields make sense, alone and together; the first that does not is named.
 // Machine::Create begins with this.
 [[nodiscard]] Outcome<void> Validate(const Config& config);
+// The same of one device; `where` names it in messages ("disks[0]").
+[[nodiscard]] Outcome<void> Validate(const DeviceConfig& device, const std::string& where);
 
 }  // namespace postern

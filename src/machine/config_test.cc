@@ -84,6 +84,19 @@ TEST_CASE("validate: each wrong field is named") {
   }
 }
 
+TEST_CASE("validate: a device to be added is checked as one from the start") {
+  CHECK(Validate(DeviceConfig(DiskConfig{.id = "x", .path = "a.img"}), "disk"));
+  for (const DiskConfig& disk :
+       {DiskConfig{}, DiskConfig{.id = "a b", .path = "a"}, DiskConfig{.id = "\n", .path = "a"},
+        DiskConfig{.path = "a", .serial = "123456789012345678901"},
+        DiskConfig{.path = "a", .queue_size = 3}}) {
+    const Outcome<void> refused = Validate(DeviceConfig(disk), "disk");
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error().cause.starts_with("disk."));
+    CHECK(refused.error().cause.find('\n') == std::string::npos);
+  }
+}
+
 TEST_CASE("mac: only addresses that an interface can have") {
   CHECK(ParseMac("02:00:00:00:00:01") == std::array<std::uint8_t, 6>{2, 0, 0, 0, 0, 1});
   CHECK(ParseMac("FE:dc:BA:98:76:54") ==
@@ -103,8 +116,19 @@ TEST_CASE("validate: as many devices as the transport has room for, and not one 
   config.disks.push_back({.path = "a.img"});
   CHECK_FALSE(Validate(config));
 
+  config.disks.resize(20);
+  config.hotplug_ports = 9;
+  CHECK(Validate(config));
+  config.hotplug_ports = 10;
+  REQUIRE_FALSE(Validate(config));
+  CHECK(Validate(config).error().cause.starts_with("hotplug_ports"));
+  CHECK(Validate(config).error().next_step == "use at most 9");
+
   config.transport = Transport::kMmio;
   config.disks.resize(14);
+  REQUIRE_FALSE(Validate(config));
+  CHECK(Validate(config).error().cause.starts_with("hotplug_ports"));
+  config.hotplug_ports = 0;
   CHECK(Validate(config));
   config.disks.push_back({.path = "a.img"});
   CHECK_FALSE(Validate(config));

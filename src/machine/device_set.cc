@@ -13,6 +13,14 @@
 #include "src/machine/device_options.h"
 
 namespace postern {
+namespace {
+
+constexpr pci::IntxInputs kIntx = {x86_64::kPciIntxFirstGsi, x86_64::kPciIntxFirstGsi + 1,
+                                   x86_64::kPciIntxFirstGsi + 2, x86_64::kPciIntxFirstGsi + 3};
+static_assert(x86_64::kPciIntxGsis == kIntx.size());
+
+}  // namespace
+
 Outcome<std::unique_ptr<DeviceSet>> DeviceSet::Create(const Config& config, const Host& host) {
   std::unique_ptr<DeviceSet> set(new DeviceSet(config, host));
   for (std::uint32_t i = 0; i < config.io_threads; ++i) {
@@ -23,12 +31,16 @@ Outcome<std::unique_ptr<DeviceSet>> DeviceSet::Create(const Config& config, cons
   }
   if (config.transport == Transport::kPci) {
     Result<std::unique_ptr<pci::PciRoot>> root =
-        pci::PciRoot::Create({.ecam = memory::Gpa(x86_64::kEcam), .windows = host.windows},
+        pci::PciRoot::Create({.ecam = memory::Gpa(x86_64::kEcam),
+                              .windows = host.windows,
+                              .buses = config.hotplug_ports + 1,
+                              .intx = kIntx},
                              host.mmio, &host.ports, host.platform);
     if (!root) return HostFailure("PCI host bridge", root.error());
     set->root_ = std::move(*root);
   }
   if (Outcome<void> r = set->AddAll(); !r) return tl::unexpected(r.error());
+  if (Outcome<void> r = set->AddPorts(); !r) return tl::unexpected(r.error());
   if (set->root_ != nullptr) {
     if (Result<void> r = set->root_->AssignAddresses(); !r)
       return HostFailure("no room for the devices' registers", r.error());
@@ -51,6 +63,7 @@ DeviceSet::~DeviceSet() {
     entry->mmio.reset();
     entry->device.reset();
   }
+  for (const auto& port : ports_) (void)root_->Remove(*port);
 }
 
 Outcome<void> DeviceSet::StartLoops() {
@@ -166,7 +179,7 @@ void DeviceSet::DescribeTo(boot::acpi::Config& acpi) const {
   acpi.serial = serial_ != nullptr;
   if (root_ != nullptr) {
     const pci::Windows& windows = host_.windows;
-    acpi.pci = boot::acpi::PciRoot{.buses = 1,
+    acpi.pci = boot::acpi::PciRoot{.buses = root_->config().buses,
                                    .window32 = {windows.memory32.base, windows.memory32.size},
                                    .window64 = {windows.memory64.base, windows.memory64.size}};
   }
@@ -220,6 +233,17 @@ void DeviceSet::ReportMetrics(MetricsWriter& metrics) const {
     });
   }
   if (assigned_ != nullptr) assigned_->ReportMetrics(metrics);
+  for (const auto& port : ports_) {
+    metrics.Group(port->name(), [&](MetricsWriter& w) {
+      w.Counters([&](CounterSink& sink) { port->ReportCounters(sink); });
+    });
+  }
+  if (!ports_.empty()) {
+    metrics.Group("hotplug", [&](MetricsWriter& w) {
+      w.Value("devices_added", added_);
+      w.Value("devices_removed", removed_);
+    });
+  }
   if (serial_ != nullptr) {
     metrics.Group("serial0", [&](MetricsWriter& w) {
       w.Counters([&](CounterSink& sink) { serial_->ReportCounters(sink); });

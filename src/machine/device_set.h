@@ -3,15 +3,17 @@
 // DeviceSet: the devices of one machine: made from the configuration, put behind the chosen
 // transport, listed, counted, taken down in order.
 //
-// Ownership: owns the I/O loops and their threads, the devices and the transports; borrows buses,
-// platform and memory map. Threads: made and destroyed on the control thread.
+// Ownership: owns the I/O loops and their threads, the devices, the transports and the hot-plug
+// ports; borrows buses, platform, memory map and control loop. Threads: the control thread.
 
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "devices/pci/root.h"
+#include "devices/pci/root_port.h"
 #include "devices/virtio/device.h"
 #include "devices/virtio/mmio/mmio_transport.h"
 #include "devices/virtio/pci/pci_transport.h"
@@ -24,6 +26,7 @@
 #include "src/bus/vfio_files.h"
 #include "src/machine/assigned_devices.h"
 #include "src/machine/config.h"
+#include "src/machine/device_info.h"
 #include "src/machine/metrics.h"
 #include "src/machine/serial_console.h"
 #include "src/memory/guest_memory.h"
@@ -41,12 +44,19 @@ class DeviceSet {
     bus::VfioFiles* vfio_files = nullptr;
     EventLoop& control;
     std::function<void()> quit;  // the user typed the escape sequence; any thread
+    EventLoop& control;
   };
   [[nodiscard]] static Outcome<std::unique_ptr<DeviceSet>> Create(const Config& config,
                                                                   const Host& host);
   // Stops the loops after the devices were reset on them: no I/O is in flight afterwards. vCPUs
   // must be at rest.
   ~DeviceSet();
+
+  // As Machine's of the same names.
+  [[nodiscard]] Outcome<std::string> AddDevice(const DeviceConfig& device);
+  [[nodiscard]] Outcome<void> RemoveDevice(const std::string& id, std::function<void()> done);
+  [[nodiscard]] std::vector<DeviceInfo> Devices() const;
+  [[nodiscard]] std::size_t free_slots() const;
 
   // What the ACPI tables say of the devices.
   void DescribeTo(boot::acpi::Config& acpi) const;
@@ -63,11 +73,18 @@ class DeviceSet {
     std::unique_ptr<virtio::PciTransport> pci;
     std::unique_ptr<virtio::MmioTransport> mmio;
     std::string detail;
+    pci::RootPort* port = nullptr;  // the hot-plug slot it is in
   };
   DeviceSet(const Config& config, const Host& host) : config_(config), host_(host) {}
   [[nodiscard]] Outcome<void> StartLoops();
   [[nodiscard]] Outcome<void> AddAll();
   [[nodiscard]] Outcome<void> AddAssigned();
+  [[nodiscard]] Outcome<void> AddPorts();
+  [[nodiscard]] Outcome<Entry> MakeDisk(const DiskConfig& disk, const std::string& id);
+  [[nodiscard]] Outcome<std::string> NewId(const std::string& wanted, std::string_view kind) const;
+  [[nodiscard]] bool IsTaken(std::string_view id) const;
+  [[nodiscard]] pci::RootPort* FreePort() const;
+  void Discard(const std::string& id);
   [[nodiscard]] Outcome<void> Add(std::string id, std::unique_ptr<virtio::Device> device,
                                   std::string detail);
 
@@ -77,9 +94,12 @@ class DeviceSet {
   std::vector<EventLoop*> loop_pointers_;
   std::vector<Thread> threads_;
   std::unique_ptr<pci::PciRoot> root_;
+  std::vector<std::unique_ptr<pci::RootPort>> ports_;
   std::vector<Entry> entries_;
   std::unique_ptr<AssignedDevices> assigned_;  // none where no device is assigned
   std::unique_ptr<SerialConsole> serial_;
+  std::uint64_t added_ = 0;  // while the machine was there, and removed again
+  std::uint64_t removed_ = 0;
 };
 
 }  // namespace postern

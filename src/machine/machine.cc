@@ -184,6 +184,7 @@ Outcome<void> Machine::Impl::MakeDevices(unsigned physical_bits) {
           [this] {
             End({ExitReport::Reason::kStopped, {}});
           },
+      .control = *control,
   };
   Outcome<std::unique_ptr<DeviceSet>> made = DeviceSet::Create(config, host);
   if (!made) return tl::unexpected(made.error());
@@ -365,6 +366,22 @@ void Machine::Resume() {
 
 void Machine::PowerButton() {
   impl_->power_button->trigger().Signal();
+}
+
+Outcome<std::string> Machine::AddDevice(const DeviceConfig& device) {
+  return impl_->devices->AddDevice(device);
+}
+
+Outcome<void> Machine::RemoveDevice(const std::string& id, std::function<void()> done) {
+  return impl_->devices->RemoveDevice(id, std::move(done));
+}
+
+std::vector<DeviceInfo> Machine::Devices() const {
+  return impl_->devices->Devices();
+}
+
+std::size_t Machine::free_slots() const {
+  return impl_->devices->free_slots();
 }
 
 void Machine::Stop() {

@@ -10,16 +10,19 @@
 //   !started) return Report(started.error()); ExitReport end = (*machine)->Wait();
 //
 // Ownership: owns everything it makes; the destructor stops the guest and waits for I/O in flight.
-// Threads: Create, Start, Pause, Resume, Wait and destruction on one thread, the control thread;
+// Threads: Create, Start, Pause, Resume, Wait, AddDevice, RemoveDevice, Devices and destruction on
+// one thread, the control thread;
 // PowerButton and Stop from any thread (not from a signal handler: watch a signalfd on control()).
 
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "src/base/event_loop.h"
 #include "src/base/failure.h"
 #include "src/machine/config.h"
+#include "src/machine/device_info.h"
 #include "src/machine/exit_report.h"
 
 namespace postern {
@@ -45,6 +48,15 @@ class Machine {
   void PowerButton();
   // Ends the machine now: Wait returns kStopped.
   void Stop();
+
+  // Adds a device to the machine, before Start or while the guest runs: it is plugged into a free
+  // hot-plug slot (Config::hotplug_ports). Answers its id.
+  [[nodiscard]] Outcome<std::string> AddDevice(const DeviceConfig& device);
+  // Asks the guest to release a device that was added; `done` runs on the control thread when it is
+  // gone, which may be never. Not for devices that were there from the start.
+  [[nodiscard]] Outcome<void> RemoveDevice(const std::string& id, std::function<void()> done);
+  [[nodiscard]] std::vector<DeviceInfo> Devices() const;
+  [[nodiscard]] std::size_t free_slots() const;
 
   // The loop Wait runs: for an embedder's own descriptors, timers and posted functions on the
   // control thread.

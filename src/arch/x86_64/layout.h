@@ -90,8 +90,12 @@ constexpr std::uint8_t kPowerOffValue = kSleepEnable | (kSleepTypeS5 << kSleepTy
 constexpr std::uint32_t kIoApicInputs = 24;
 constexpr std::uint32_t kSerialGsi = 4;
 constexpr std::uint32_t kPowerButtonGsi = 5;  // edge: pulse it to press the button
-// Device n has input kVirtioMmioFirstGsi + n, edge.
+// Virtio-mmio device n has input kVirtioMmioFirstGsi + n, edge.
 constexpr std::uint32_t kVirtioMmioFirstGsi = 8;
+// Pin p (0 is INTA#) of PCI slot s has input kPciIntxFirstGsi + (s + p) % kPciIntxGsis, level. A
+// machine has virtio-mmio devices or a PCI host bridge, never both, so the two ranges may overlap.
+constexpr std::uint32_t kPciIntxFirstGsi = 16;
+constexpr std::uint32_t kPciIntxGsis = 4;
 
 static_assert(kPvhMemoryMap + std::uint64_t{kMaxMemoryMapEntries} * 24 <= kZeroPage);
 static_assert(kPageDirectories + std::uint64_t{4} * 0x1000 <= kCommandLine);
@@ -99,6 +103,7 @@ static_assert(kCommandLine + kCommandLineCapacity <= kBootAreaEnd && kBootAreaEn
 static_assert(kPciWindow32 + kPciWindow32Size <= kEcam && kEcam + kEcamReserved <= kVirtioMmio);
 static_assert(kVirtioMmio + kMaxVirtioMmio * kVirtioMmioStride <= kIoApic);
 static_assert(kVirtioMmioFirstGsi + kMaxVirtioMmio <= kIoApicInputs);
+static_assert(kPciIntxFirstGsi + kPciIntxGsis <= kIoApicInputs);
 
 // The least RAM with which anything boots, and the most this layout places (a 46-bit physical
 // address space keeps half for PCI).

@@ -86,6 +86,27 @@ void AddOsc(Aml& bridge) {
   });
 }
 
+// 6.2.13: a package for each pin of each slot: address (slot, any function), pin, no link device,
+// GSI. Level-triggered by definition; KVM's IOAPIC takes asserted for active whatever polarity the
+// guest programs. Pins behind a root port need no table: they are the port's own.
+void AddInterruptRouting(Aml& bridge) {
+  constexpr std::uint32_t kSlots = 32;
+  constexpr std::uint32_t kAnyFunction = 0xffff;
+  constexpr std::uint32_t kFirst = 1;  // slot 0, the host bridge, has no pin
+  bridge.Name("_PRT").PackageOf((kSlots - kFirst) * x86_64::kPciIntxGsis, [](Aml& table) {
+    for (std::uint32_t slot = kFirst; slot < kSlots; ++slot) {
+      for (std::uint32_t pin = 0; pin < x86_64::kPciIntxGsis; ++pin) {
+        table.PackageOf(4, [slot, pin](Aml& entry) {
+          entry.Integer(slot << 16 | kAnyFunction)
+              .Integer(pin)
+              .Integer(0)
+              .Integer(x86_64::kPciIntxFirstGsi + (slot + pin) % x86_64::kPciIntxGsis);
+        });
+      }
+    }
+  });
+}
+
 void AddPci(Aml& sb, const PciRoot& pci) {
   sb.Device("PCI0", [&pci](Aml& bridge) {
     bridge.Name("_HID").EisaId("PNP0A08");
@@ -102,6 +123,7 @@ void AddPci(Aml& sb, const PciRoot& pci) {
     }
     if (pci.window64.size != 0) windows.MemoryWindow64(pci.window64.base, pci.window64.size);
     bridge.Name("_CRS").Resources(windows);
+    AddInterruptRouting(bridge);
     AddOsc(bridge);
   });
   // PCI Firmware Specification 3.3, 4.1.2: configuration space is claimed by a motherboard

@@ -170,6 +170,48 @@ TEST_CASE("acpi: MCFG has the ECAM base and the last bus") {
   }
 }
 
+TEST_CASE("acpi: the DSDT routes the pins of every slot and reserves ECAM of every bus") {
+  Config config = Full();
+  config.pci->buses = 9;
+  const Bytes dsdt = Walk(BuildTables(config, kBase))["DSDT"];
+  const auto find = [&](const std::vector<std::uint8_t>& wanted) {
+    const auto bytes = std::as_bytes(std::span(wanted));
+    return std::search(dsdt.begin(), dsdt.end(), bytes.begin(), bytes.end());
+  };
+  // Name(_PRT, Package(124) ...): PkgLength of three bytes.
+  auto at = find({0x08, '_', 'P', 'R', 'T', 0x12});
+  REQUIRE(at != dsdt.end());
+  std::size_t offset = static_cast<std::size_t>(at - dsdt.begin()) + 6;
+  offset += 1U + (At<std::uint8_t>(dsdt, offset) >> 6);
+  CHECK(At<std::uint8_t>(dsdt, offset++) == 124);
+  for (unsigned slot = 1; slot < 32; ++slot) {
+    for (unsigned pin = 0; pin < 4; ++pin) {
+      CAPTURE(slot);
+      CAPTURE(pin);
+      CHECK(At<std::uint8_t>(dsdt, offset) == 0x12);
+      const std::size_t length = At<std::uint8_t>(dsdt, offset + 1);
+      CHECK(At<std::uint8_t>(dsdt, offset + 2) == 4);
+      CHECK(At<std::uint8_t>(dsdt, offset + 3) == 0x0c);
+      CHECK(At<std::uint32_t>(dsdt, offset + 4) == (slot << 16 | 0xffff));
+      CHECK(At<std::uint8_t>(dsdt, offset + (pin < 2 ? 8 : 9)) == pin);
+      // The last element is a byte integer.
+      CHECK(At<std::uint8_t>(dsdt, offset + length - 1) == 0x0a);
+      CHECK(At<std::uint8_t>(dsdt, offset + length) == 16 + (slot + pin) % 4);
+      offset += 1 + length;
+    }
+  }
+  CHECK(offset <= dsdt.size());
+  // WordBusNumber 0..8, and Memory32Fixed of 9 MiB.
+  CHECK(find({0x88, 0x0d, 0, 2, 0x0c, 0, 0, 0, 0, 0, 8, 0, 0, 0, 9, 0}) != dsdt.end());
+  CHECK(find({0x86, 9, 0, 1, 0, 0, 0, 0xe0, 0, 0, 0x90, 0}) != dsdt.end());
+  // A machine of virtio-mmio devices, whose inputs these are, too, has none of it.
+  config.pci.reset();
+  const Bytes other = Walk(BuildTables(config, kBase))["DSDT"];
+  const std::string_view text(static_cast<const char*>(static_cast<const void*>(other.data())),
+                              other.size());
+  CHECK(text.find("_PRT") == std::string_view::npos);
+}
+
 TEST_CASE("acpi: a machine too large for the area is refused, the largest that fits is written") {
   std::vector<memory::RegionPtr> regions;
   regions.push_back(memory::Region::Create(memory::Gpa(0), 1 << 20, {}).value());

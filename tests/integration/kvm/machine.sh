@@ -108,6 +108,42 @@ within 20 gone $vm
 wait $vm
 expect "SIGHUP: ends it" $? 129
 
+# --- hot-plug slots and the control socket, with guests that have no hot-plug driver ---
+ends "probe: with hot-plug slots" 0 "$POSTERN" run --memory 64M --hotplug-ports 3 --disk path=disk.img
+says "probe: sees the root ports" out "7 functions"
+background --kernel spin.elf --hotplug-ports 1 --control ctl.sock
+ctl() { "$POSTERN" ctl ctl.sock "$@" > ctl.out 2> ctl.log; }
+within 10 test -S ctl.sock
+truncate -s 1M hot.img
+ctl list
+expect "ctl list: exit code" $? 0
+says "ctl list: free slots" ctl.out "free slots: 1"
+ctl add-device disk,path=hot.img,id=hot
+expect "ctl add-device: exit code" $? 0
+ctl list
+says "ctl list: the added disk" ctl.out "slot 1"
+ctl add-device disk,path=hot.img
+expect "ctl add-device: no slot is left" $? 2
+ctl remove-device hot --timeout 1
+expect "ctl remove-device: a guest that does not answer" $? 1
+says "ctl remove-device: says so" ctl.log "has not released 'hot' within 1 s"
+ctl list
+says "ctl list: a disk that is asked to go" ctl.out "slot 1, leaving"
+ctl metrics --json
+if python3 -m json.tool ctl.out > /dev/null; then pass "ctl metrics --json is JSON"; else fail "ctl metrics --json is JSON" "not"; fi
+says "ctl metrics: the press of the button" ctl.out '"port_button_presses":1'
+ctl dance
+expect "ctl: an unknown command" $? 2
+ctl list --bogus
+expect "ctl: an unknown flag" $? 2
+kill -HUP $vm
+within 20 gone $vm
+wait $vm
+expect "a machine with a disk that is asked to go ends" $? 129
+ctl list
+expect "ctl: no machine there" $? 1
+expect "the control socket is removed" "$(ls ctl.sock 2> /dev/null)" ""
+
 # --- kill -9 leaves nothing ---
 ip link show postern-k9 > /dev/null 2>&1 && ip link del postern-k9
 unshare --net bash -c '
@@ -159,6 +195,9 @@ refused "no memory" 2 --memory 0
 refused "memory that is no size" 2 --memory lots
 refused "memory beyond the layout" 2 --memory 64T
 refused "too many devices" 2 --transport mmio $(for i in $(seq 20); do echo --disk path=d$i; done)
+refused "hot-plug slots without PCI" 2 --transport mmio --hotplug-ports 1
+refused "more slots than the bus has" 2 --hotplug-ports 30
+refused "a control socket in no folder" 1 --control nowhere/ctl
 refused "a reserved CID" 2 --vsock cid=2,socket=s
 refused "a vsock path that is too long" 2 --vsock "cid=3,socket=$(head -c 200 /dev/zero | tr '\0' x)"
 refused "a MAC address that is none" 2 --net tap=t0,mac=hello

@@ -1,0 +1,165 @@
+// The part of DeviceSet that changes a running machine: hot-plug ports, and the devices that come
+// and go in them.
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "devices/virtio/blk/blk.h"
+#include "src/arch/x86_64/layout.h"
+#include "src/base/log.h"
+#include "src/base/text.h"
+#include "src/machine/device_options.h"
+#include "src/machine/device_set.h"
+
+namespace postern {
+namespace {
+
+constexpr const char* kLog = "machine";
+
+// Ports share half of the 32-bit window and a quarter of the 64-bit one. The largest are enough for
+// what devices there are: 32 MiB of registers and 64 GiB of memory.
+std::uint64_t ShareOf(std::uint64_t bytes, std::size_t ports, std::uint64_t most) {
+  const std::uint64_t share = std::min(std::bit_floor(bytes / ports), most);
+  return share < pci::kWindowGranule ? 0 : share;
+}
+
+}  // namespace
+
+Outcome<void> DeviceSet::AddPorts() {
+  for (std::uint32_t i = 1; i <= config_.hotplug_ports; ++i) {
+    Result<std::unique_ptr<pci::RootPort>> port = pci::RootPort::Create(
+        fmt::format("port{}", i), host_.platform.interrupts, host_.control,
+        {.slot = static_cast<std::uint16_t>(i),
+         .window32 =
+             ShareOf(host_.windows.memory32.size / 2, config_.hotplug_ports, 32 * x86_64::kMiB),
+         .window64 =
+             ShareOf(host_.windows.memory64.size / 4, config_.hotplug_ports, 64 * x86_64::kGiB)});
+    if (!port) return HostFailure("hot-plug port", port.error());
+    if (Result<pci::Bdf> where = root_->Add(**port); !where)
+      return HostFailure("hot-plug port", where.error());
+    ports_.push_back(std::move(*port));
+  }
+  return {};
+}
+
+pci::RootPort* DeviceSet::FreePort() const {
+  const auto free =
+      std::ranges::find_if(ports_, [](const auto& port) { return port->function() == nullptr; });
+  return free == ports_.end() ? nullptr : free->get();
+}
+
+std::size_t DeviceSet::free_slots() const {
+  return static_cast<std::size_t>(
+      std::ranges::count_if(ports_, [](const auto& port) { return port->function() == nullptr; }));
+}
+
+bool DeviceSet::IsTaken(std::string_view id) const {
+  // The names of metrics that are no device's are taken, too.
+  return id == "serial0" || id == "hotplug" ||
+         std::ranges::any_of(ports_, [&](const auto& port) { return port->name() == id; }) ||
+         std::ranges::any_of(entries_, [&](const Entry& entry) { return entry.id == id; });
+}
+
+Outcome<std::string> DeviceSet::NewId(const std::string& wanted, std::string_view kind) const {
+  if (!wanted.empty()) {
+    if (!IsTaken(wanted)) return wanted;
+    return ConfigFailure(fmt::format("the id '{}' is taken", wanted), "choose another id");
+  }
+  std::size_t number = 0;
+  while (IsTaken(fmt::format("{}{}", kind, number))) ++number;
+  return fmt::format("{}{}", kind, number);
+}
+
+Outcome<DeviceSet::Entry> DeviceSet::MakeDisk(const DiskConfig& disk, const std::string& id) {
+  Outcome<std::unique_ptr<virtio::Blk>> blk =
+      virtio::Blk::Create(OptionsOf(disk, id), loop_pointers_);
+  if (!blk) return tl::unexpected(blk.error());
+  Entry entry{.id = id,
+              .device = std::move(*blk),
+              .pci = nullptr,
+              .mmio = nullptr,
+              .detail = disk.path + (disk.readonly ? ", read-only" : "")};
+  Result<std::unique_ptr<virtio::PciTransport>> transport = virtio::PciTransport::Create(
+      *entry.device, host_.memory, host_.platform.interrupts, entry.id);
+  if (!transport) return HostFailure(fmt::format("device '{}'", id), transport.error());
+  entry.pci = std::move(*transport);
+  return entry;
+}
+
+Outcome<std::string> DeviceSet::AddDevice(const DeviceConfig& device) {
+  if (Outcome<void> r = Validate(device, "disk"); !r) return tl::unexpected(r.error());
+  if (ports_.empty())
+    return ConfigFailure("the machine has no hot-plug slots", "start it with --hotplug-ports N");
+  pci::RootPort* const port = FreePort();
+  if (port == nullptr) {
+    return ConfigFailure(fmt::format("all {} hot-plug slots are in use", ports_.size()),
+                         "remove a device, or start the machine with more --hotplug-ports");
+  }
+  const auto& disk = std::get<DiskConfig>(device);
+  Outcome<std::string> id = NewId(disk.id, "disk");
+  if (!id) return id;
+  Outcome<Entry> made = MakeDisk(disk, *id);
+  if (!made) return tl::unexpected(made.error());
+  made->port = port;
+  entries_.push_back(std::move(*made));
+  if (Result<void> r = port->Plug(*entries_.back().pci); !r) {
+    entries_.pop_back();
+    return HostFailure(fmt::format("device '{}'", *id), r.error());
+  }
+  ++added_;
+  LOG_INFO(kLog, "device '{}' added in slot {}", *id, port->options().slot);
+  return id;
+}
+
+Outcome<void> DeviceSet::RemoveDevice(const std::string& id, std::function<void()> done) {
+  const auto found =
+      std::ranges::find_if(entries_, [&](const Entry& entry) { return entry.id == id; });
+  if (found == entries_.end()) {
+    return ConfigFailure(fmt::format("there is no device '{}'", Escaped(id, 80)),
+                         "'list' shows the devices");
+  }
+  if (found->port == nullptr) {
+    return ConfigFailure(fmt::format("device '{}' was there from the start", id),
+                         "only devices that were added can be removed");
+  }
+  if (found->port->unplug_pending()) {
+    return HostFailure(fmt::format("the guest was asked to release '{}' and has not yet", id),
+                       "wait for it; a guest without a PCIe hot-plug driver never does");
+  }
+  const Result<void> asked = found->port->RequestUnplug([this, id, told = std::move(done)] {
+    Discard(id);
+    ++removed_;
+    LOG_INFO(kLog, "device '{}' removed", id);
+    told();
+  });
+  if (!asked) return HostFailure(fmt::format("device '{}'", id), asked.error());
+  return {};
+}
+
+// The function is in no slot any more. The transport resets the device, which waits for I/O in
+// flight.
+void DeviceSet::Discard(const std::string& id) {
+  const auto found =
+      std::ranges::find_if(entries_, [&](const Entry& entry) { return entry.id == id; });
+  if (found == entries_.end()) return;
+  found->pci.reset();
+  found->device.reset();
+  entries_.erase(found);
+}
+
+std::vector<DeviceInfo> DeviceSet::Devices() const {
+  std::vector<DeviceInfo> devices;
+  for (const Entry& entry : entries_) {
+    const pci::RootPort* port = entry.port;
+    devices.push_back({.id = entry.id,
+                       .detail = entry.detail,
+                       .slot = port != nullptr ? port->options().slot : std::uint16_t{0},
+                       .leaving = port != nullptr && port->unplug_pending()});
+  }
+  return devices;
+}
+
+}  // namespace postern

@@ -3,10 +3,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "src/arch/x86_64/layout.h"
 #include "src/base/kernel_calls.h"
 #include "src/base/log.h"
 #include "vfio/user/client.h"
@@ -28,16 +31,27 @@ vfio::KernelHost::Spec SpecOf(const AssignedConfig& config) {
   spec.iommufd_fd = config.iommufd_fd;
   switch (config.iommufd) {
     case AssignedConfig::Iommufd::kAuto:
-      spec.iommufd = vfio::KernelHost::Spec::Iommufd::kAuto;
+      spec.iommufd = vfio::KernelHost::Iommufd::kAuto;
       break;
     case AssignedConfig::Iommufd::kOn:
-      spec.iommufd = vfio::KernelHost::Spec::Iommufd::kOn;
+      spec.iommufd = vfio::KernelHost::Iommufd::kOn;
       break;
     case AssignedConfig::Iommufd::kOff:
-      spec.iommufd = vfio::KernelHost::Spec::Iommufd::kOff;
+      spec.iommufd = vfio::KernelHost::Iommufd::kOff;
       break;
   }
   return spec;
+}
+
+// The lowest free slot of bus 0; nothing when all are taken.
+std::optional<std::uint8_t> FreeSlot(pci::PciRoot& root) {
+  std::array<bool, pci::PciRoot::kSlots> taken{true};
+  for (const pci::FunctionInfo& function : root.Functions()) {
+    if (function.bdf.bus == 0) taken[function.bdf.device] = true;
+  }
+  const auto free = std::ranges::find(taken, false);
+  if (free == taken.end()) return std::nullopt;
+  return static_cast<std::uint8_t>(free - taken.begin());
 }
 
 }  // namespace
@@ -89,6 +103,10 @@ Outcome<void> AssignedDevices::Add(const AssignedConfig& config, const std::stri
   options.rom_bar = config.rombar;
   options.intx = config.intx;
   options.p2p = config.p2p;
+  const std::optional<std::uint8_t> slot = FreeSlot(host_.root);
+  if (!slot) return ConfigFailure(fmt::format("no free PCI slot for '{}'", id), "remove a device");
+  // As the root wires INTA# of a slot.
+  options.intx_gsi = x86_64::kPciIntxFirstGsi + *slot % x86_64::kPciIntxGsis;
   if (config.trap_bar >= 0) options.trap_bars = {static_cast<unsigned>(config.trap_bar)};
   Outcome<std::unique_ptr<vfio::VfioFunction>> function = vfio::VfioFunction::Create(
       std::move(*device), host_.platform, host_.loop, std::move(options),
@@ -100,7 +118,7 @@ Outcome<void> AssignedDevices::Add(const AssignedConfig& config, const std::stri
     if (!mapper) return tl::unexpected(mapper.error());
     entry.mapper = std::move(*mapper);
   }
-  if (Result<pci::Bdf> where = host_.root.Add(*entry.function); !where) {
+  if (Result<pci::Bdf> where = host_.root.Add(*entry.function, slot); !where) {
     if (entry.mapper != nullptr) host_.memory.Unobserve(*entry.mapper);
     return HostFailure(fmt::format("device '{}'", id), where.error());
   }

@@ -41,10 +41,9 @@ class DeviceSet {
     bus::Bus& ports;
     memory::MemoryMap& memory;
     pci::Windows windows;
-    bus::VfioFiles* vfio_files = nullptr;
-    EventLoop& control;
     std::function<void()> quit;  // the user typed the escape sequence; any thread
     EventLoop& control;
+    bus::VfioFiles* vfio_files = nullptr;
   };
   [[nodiscard]] static Outcome<std::unique_ptr<DeviceSet>> Create(const Config& config,
                                                                   const Host& host);

@@ -18,6 +18,7 @@
 #include "src/boot/boot.h"
 #include "src/bus/bus.h"
 #include "src/kvm/kvm.h"
+#include "src/kvm/vfio_files.h"
 #include "src/kvm/vm.h"
 #include "src/machine/device_set.h"
 #include "src/machine/metrics.h"
@@ -99,6 +100,7 @@ struct Machine::Impl {
   Config config;
   std::unique_ptr<EventLoop> control;
   std::unique_ptr<kvm::Vm> vm;
+  std::unique_ptr<kvm::VfioFiles> vfio_files;
   std::unique_ptr<memory::MemoryMap> memory;
   bus::Bus mmio;
   bus::Bus ports;
@@ -143,6 +145,7 @@ Outcome<void> Machine::Impl::MakeVm(const kvm::Kvm& kvm) {
     return HostFailure("cannot create a virtual machine", made.error(),
                        "postern doctor says what this host's KVM offers");
   vm = std::move(*made);
+  vfio_files = std::make_unique<kvm::VfioFiles>(*vm);
 
   Outcome<memory::GuestMemoryPtr> ram = MakeMemory(config.memory);
   if (!ram) return tl::unexpected(ram.error());
@@ -185,6 +188,7 @@ Outcome<void> Machine::Impl::MakeDevices(unsigned physical_bits) {
             End({ExitReport::Reason::kStopped, {}});
           },
       .control = *control,
+      .vfio_files = vfio_files.get(),
   };
   Outcome<std::unique_ptr<DeviceSet>> made = DeviceSet::Create(config, host);
   if (!made) return tl::unexpected(made.error());

@@ -363,16 +363,21 @@ Outcome<void> ApplyFlag(std::string_view name, std::string_view value, Config& c
 Outcome<DeviceConfig> ParseDevice(std::string_view spec) {
   const std::size_t comma = spec.find(',');
   const std::string_view kind = spec.substr(0, comma);
-  if (kind != "disk") {
+  if (kind != "disk" && kind != "device") {
     return ConfigFailure(fmt::format("a device of kind '{}' cannot be added", Escaped(kind, 80)),
-                         "write disk,path=FILE and further keys of --disk");
+                         "write disk,path=FILE and further keys of --disk, or device,host=BDF and "
+                         "those of --device");
   }
   Config scratch;
   const std::string_view words = comma == std::string_view::npos ? "" : spec.substr(comma + 1);
-  if (words.empty())
-    return ConfigFailure("disk.path: missing", "give the image file or block device");
-  if (Outcome<void> r = ApplyFlag("disk", words, scratch); !r) return tl::unexpected(r.error());
-  return DeviceConfig(std::move(scratch.disks.front()));
+  if (words.empty()) {
+    return kind == "disk"
+               ? ConfigFailure("disk.path: missing", "give the image file or block device")
+               : ConfigFailure("device.host: missing", "give the PCI address, or a socket");
+  }
+  if (Outcome<void> r = ApplyFlag(kind, words, scratch); !r) return tl::unexpected(r.error());
+  if (kind == "disk") return DeviceConfig(std::move(scratch.disks.front()));
+  return DeviceConfig(std::move(scratch.devices.front()));
 }
 
 std::string FlagKeys(std::string_view name) {

@@ -68,8 +68,8 @@ AssignedDevices::AssignedDevices(const Host& host)
 
 AssignedDevices::~AssignedDevices() {
   while (!entries_.empty()) {
-    Remove(entries_.back());
-    entries_.pop_back();
+    (void)host_.root.Remove(*entries_.back().function);
+    Close(std::string(entries_.back().id));
   }
   for (auto mapper = mappers_.rbegin(); mapper != mappers_.rend(); ++mapper)
     host_.memory.Unobserve(**mapper);
@@ -86,13 +86,15 @@ Outcome<std::unique_ptr<iommu::RamMapper>> AssignedDevices::Fill(iommu::AddressS
   return mapper;
 }
 
-Outcome<std::unique_ptr<vfio::HostDevice>> AssignedDevices::Open(const AssignedConfig& config) {
+Outcome<std::unique_ptr<vfio::HostDevice>> AssignedDevices::OpenHost(const AssignedConfig& config) {
   if (config.socket.empty()) return kernel_.Open(SpecOf(config));
   return vfio::UserDevice::Connect(config.socket, host_.memory, host_.loop);
 }
 
-Outcome<void> AssignedDevices::Add(const AssignedConfig& config, const std::string& id) {
-  Outcome<std::unique_ptr<vfio::HostDevice>> device = Open(config);
+Outcome<pci::PciFunction*> AssignedDevices::Make(const AssignedConfig& config,
+                                                 const std::string& id,
+                                                 std::optional<std::uint32_t> intx_gsi) {
+  Outcome<std::unique_ptr<vfio::HostDevice>> device = OpenHost(config);
   if (!device) return tl::unexpected(device.error());
   iommu::AddressSpace& space = (*device)->address_space();
   Entry entry;
@@ -102,15 +104,13 @@ Outcome<void> AssignedDevices::Add(const AssignedConfig& config, const std::stri
   options.id = id;
   options.rom_bar = config.rombar;
   options.intx = config.intx;
+  options.intx_gsi = intx_gsi;
   options.p2p = config.p2p;
-  const std::optional<std::uint8_t> slot = FreeSlot(host_.root);
-  if (!slot) return ConfigFailure(fmt::format("no free PCI slot for '{}'", id), "remove a device");
-  // As the root wires INTA# of a slot.
-  options.intx_gsi = x86_64::kPciIntxFirstGsi + *slot % x86_64::kPciIntxGsis;
   if (config.trap_bar >= 0) options.trap_bars = {static_cast<unsigned>(config.trap_bar)};
+  // Not inside the function's own event: giving back destroys the function.
   Outcome<std::unique_ptr<vfio::VfioFunction>> function = vfio::VfioFunction::Create(
       std::move(*device), host_.platform, host_.loop, std::move(options),
-      [id] { LOG_WARN(kLog, "{}: the host wants the device back", id); });
+      [this, id] { host_.loop.Post([this, id] { host_.give_back(id); }); });
   if (!function) return tl::unexpected(function.error());
   entry.function = std::move(*function);
   if (!config.socket.empty()) {
@@ -118,24 +118,42 @@ Outcome<void> AssignedDevices::Add(const AssignedConfig& config, const std::stri
     if (!mapper) return tl::unexpected(mapper.error());
     entry.mapper = std::move(*mapper);
   }
-  if (Result<pci::Bdf> where = host_.root.Add(*entry.function, slot); !where) {
-    if (entry.mapper != nullptr) host_.memory.Unobserve(*entry.mapper);
+  entries_.push_back(std::move(entry));
+  return entries_.back().function.get();
+}
+
+Outcome<pci::PciFunction*> AssignedDevices::Open(const AssignedConfig& config,
+                                                 const std::string& id) {
+  return Make(config, id, std::nullopt);
+}
+
+Outcome<pci::PciFunction*> AssignedDevices::Place(const AssignedConfig& config,
+                                                  const std::string& id) {
+  const std::optional<std::uint8_t> slot = FreeSlot(host_.root);
+  if (!slot) return ConfigFailure(fmt::format("no free PCI slot for '{}'", id), "remove a device");
+  // As the root wires INTA# of a slot.
+  Outcome<pci::PciFunction*> function =
+      Make(config, id, x86_64::kPciIntxFirstGsi + *slot % x86_64::kPciIntxGsis);
+  if (!function) return function;
+  if (Result<pci::Bdf> where = host_.root.Add(**function, slot); !where) {
+    Close(id);
     return HostFailure(fmt::format("device '{}'", id), where.error());
   }
-  entries_.push_back(std::move(entry));
-  return {};
+  return function;
 }
 
-void AssignedDevices::Remove(Entry& entry) {
-  (void)host_.root.Remove(*entry.function);
-  if (entry.mapper != nullptr) host_.memory.Unobserve(*entry.mapper);
-  entry.function.reset();
+void AssignedDevices::Close(const std::string& id) {
+  const auto found =
+      std::ranges::find_if(entries_, [&](const Entry& entry) { return entry.id == id; });
+  if (found == entries_.end()) return;
+  if (found->mapper != nullptr) host_.memory.Unobserve(*found->mapper);
+  entries_.erase(found);
 }
 
-std::string AssignedDevices::Describe() const {
-  std::string text;
-  for (const Entry& entry : entries_) text += fmt::format("{:<8} {}\n", entry.id, entry.detail);
-  return text;
+std::string AssignedDevices::Detail(const std::string& id) const {
+  const auto found =
+      std::ranges::find_if(entries_, [&](const Entry& entry) { return entry.id == id; });
+  return found == entries_.end() ? std::string() : found->detail;
 }
 
 void AssignedDevices::ReportMetrics(MetricsWriter& metrics) const {

@@ -4,7 +4,10 @@
 // DMA given the guest's memory, put on the PCI root as functions.
 //
 //   AssignedDevices devices(host);
-//   if (Outcome<void> r = devices.Add(config, "device0"); !r) return r;
+//   Outcome<pci::PciFunction*> nvme = devices.Open(config, "nvme0");
+//   TRY(port.Plug(**nvme));           // or Place: a slot of the root, before boot
+//   ...
+//   devices.Close("nvme0");           // after it was taken out
 //
 // Ownership: owns the functions, their host devices, the address spaces and the mappers of guest
 // RAM; borrows what Host names. Goes before the memory map and the virtual machine. Threads: the
@@ -12,6 +15,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,7 +40,9 @@ class AssignedDevices {
     bus::VfioFiles* files = nullptr;
     memory::MemoryMap& memory;
     pci::PciRoot& root;
-    EventLoop& loop;  // error and request events of the devices
+    EventLoop& loop;  // the control thread's; error and request events of the devices
+    // The host wants the device back, or it has gone: posted on the loop, once.
+    std::function<void(const std::string& id)> give_back;
   };
 
   explicit AssignedDevices(const Host& host);
@@ -45,12 +51,17 @@ class AssignedDevices {
   AssignedDevices(const AssignedDevices&) = delete;
   AssignedDevices& operator=(const AssignedDevices&) = delete;
 
-  // Opened, all guest memory mapped for it, and on the root; or nothing of it is left.
-  [[nodiscard]] Outcome<void> Add(const AssignedConfig& config, const std::string& id);
+  // Opened, with all guest memory mapped for it; in no slot yet. Nothing is left after a failure.
+  [[nodiscard]] Outcome<pci::PciFunction*> Open(const AssignedConfig& config,
+                                                const std::string& id);
+  // The same, in the lowest free slot of the root; wired interrupts work there alone.
+  [[nodiscard]] Outcome<pci::PciFunction*> Place(const AssignedConfig& config,
+                                                 const std::string& id);
+  // After the function is in no slot any more: the host has the device back when this returns.
+  void Close(const std::string& id);
+  // "0000:3b:00.0, DMA by type1"; empty for another id.
+  [[nodiscard]] std::string Detail(const std::string& id) const;
 
-  [[nodiscard]] bool empty() const { return entries_.empty(); }
-  // For people, a line each.
-  [[nodiscard]] std::string Describe() const;
   void ReportMetrics(MetricsWriter& metrics) const;
 
  private:
@@ -63,8 +74,9 @@ class AssignedDevices {
   };
 
   [[nodiscard]] Outcome<std::unique_ptr<iommu::RamMapper>> Fill(iommu::AddressSpace& space);
-  [[nodiscard]] Outcome<std::unique_ptr<vfio::HostDevice>> Open(const AssignedConfig& config);
-  void Remove(Entry& entry);
+  [[nodiscard]] Outcome<std::unique_ptr<vfio::HostDevice>> OpenHost(const AssignedConfig& config);
+  [[nodiscard]] Outcome<pci::PciFunction*> Make(const AssignedConfig& config, const std::string& id,
+                                                std::optional<std::uint32_t> intx_gsi);
 
   const Host host_;
   vfio::KernelHost kernel_;

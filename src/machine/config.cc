@@ -88,24 +88,28 @@ int HexDigit(char c) {
   return -1;
 }
 
+Outcome<void> ValidateSource(const AssignedConfig& device, const std::string& where) {
+  const int given = (device.host.empty() ? 0 : 1) + (device.path.empty() ? 0 : 1) +
+                    (device.fd < 0 ? 0 : 1) + (device.socket.empty() ? 0 : 1);
+  if (given != 1) {
+    return ConfigFailure(
+        fmt::format("{}: needs one of host, path, fd and socket, and has {}", where, given),
+        "give host=0000:3b:00.0 for a PCI device of this host");
+  }
+  const bool has_iommufd =
+      device.iommufd != AssignedConfig::Iommufd::kAuto || device.iommufd_fd >= 0;
+  if (!device.socket.empty() && has_iommufd) {
+    return ConfigFailure(where + ".iommufd: a vfio-user device uses none", "leave it out");
+  }
+  return {};
+}
+
 Outcome<void> ValidateAssigned(const Config& config, std::set<std::string>& ids) {
   if (Outcome<void> r = ValidateIds(config.devices, "devices", ids); !r) return r;
   std::set<std::string> sources;
   for (std::size_t i = 0; i < config.devices.size(); ++i) {
     const AssignedConfig& device = config.devices[i];
-    const int given = (device.host.empty() ? 0 : 1) + (device.path.empty() ? 0 : 1) +
-                      (device.fd < 0 ? 0 : 1) + (device.socket.empty() ? 0 : 1);
-    if (given != 1) {
-      return ConfigFailure(
-          fmt::format("devices[{}]: needs one of host, path, fd and socket, and has {}", i, given),
-          "give host=0000:3b:00.0 for a PCI device of this host");
-    }
-    const bool has_iommufd =
-        device.iommufd != AssignedConfig::Iommufd::kAuto || device.iommufd_fd >= 0;
-    if (!device.socket.empty() && has_iommufd) {
-      return ConfigFailure(fmt::format("devices[{}].iommufd: a vfio-user device uses none", i),
-                           "leave it out");
-    }
+    if (Outcome<void> r = ValidateSource(device, fmt::format("devices[{}]", i)); !r) return r;
     const std::string source = !device.host.empty()     ? device.host
                                : !device.path.empty()   ? device.path
                                : !device.socket.empty() ? device.socket
@@ -207,9 +211,13 @@ Outcome<void> Validate(const Config& config) {
 }
 
 Outcome<void> Validate(const DeviceConfig& device, const std::string& where) {
-  const auto& disk = std::get<DiskConfig>(device);
-  if (Outcome<void> r = ValidateId(disk.id, where); !r) return r;
-  return ValidateDisk(disk, where);
+  if (const auto* const disk = std::get_if<DiskConfig>(&device)) {
+    if (Outcome<void> r = ValidateId(disk->id, where); !r) return r;
+    return ValidateDisk(*disk, where);
+  }
+  const auto& assigned = std::get<AssignedConfig>(device);
+  if (Outcome<void> r = ValidateId(assigned.id, where); !r) return r;
+  return ValidateSource(assigned, where);
 }
 
 }  // namespace postern

@@ -83,7 +83,7 @@ struct ConsoleConfig {
 enum class Transport : std::uint8_t { kPci, kMmio };
 
 // A device that can be added to a running machine.
-using DeviceConfig = std::variant<DiskConfig>;
+using DeviceConfig = std::variant<DiskConfig, AssignedConfig>;
 
 struct Config {
   std::string kernel;  // bzImage or ELF; empty: the built-in guest

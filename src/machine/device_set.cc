@@ -128,21 +128,34 @@ Outcome<void> DeviceSet::AddAll() {
   return AddAssigned();
 }
 
+AssignedDevices& DeviceSet::assigned() {
+  if (assigned_ == nullptr) {
+    assigned_ = std::make_unique<AssignedDevices>(
+        AssignedDevices::Host{.platform = host_.platform,
+                              .files = host_.vfio_files,
+                              .memory = host_.memory,
+                              .root = *root_,
+                              .loop = host_.control,
+                              .give_back = [this](const std::string& id) { GiveBack(id); }});
+  }
+  return *assigned_;
+}
+
 Outcome<void> DeviceSet::AddAssigned() {
-  if (config_.devices.empty()) return {};
-  assigned_ = std::make_unique<AssignedDevices>(AssignedDevices::Host{.platform = host_.platform,
-                                                                      .files = host_.vfio_files,
-                                                                      .memory = host_.memory,
-                                                                      .root = *root_,
-                                                                      .loop = host_.control});
   for (std::size_t i = 0; i < config_.devices.size(); ++i) {
     const AssignedConfig& device = config_.devices[i];
     const std::string id = device.id.empty() ? fmt::format("device{}", i) : device.id;
-    if (Outcome<void> r = assigned_->Add(device, id); !r) {
-      Failure failure = r.error();
+    Outcome<pci::PciFunction*> function = assigned().Place(device, id);
+    if (!function) {
+      Failure failure = function.error();
       failure.cause = fmt::format("device '{}': {}", id, failure.cause);
       return tl::unexpected(std::move(failure));
     }
+    Entry entry;
+    entry.id = id;
+    entry.detail = assigned_->Detail(id);
+    entry.assigned = *function;
+    entries_.push_back(std::move(entry));
   }
   return {};
 }
@@ -207,13 +220,12 @@ std::string DeviceSet::Describe() const {
   if (serial_ != nullptr) text += fmt::format("serial   {}\n", serial_->description());
   for (const Entry& entry : entries_) {
     const std::string where =
-        entry.pci != nullptr
+        entry.mmio == nullptr
             ? std::string()
             : fmt::format("mmio {:#x}, IRQ {}", entry.mmio->base().value, entry.mmio->gsi());
     text += fmt::format("{:<8} {}{}{}\n", entry.id, entry.detail,
                         entry.detail.empty() || where.empty() ? "" : ", ", where);
   }
-  if (assigned_ != nullptr) text += assigned_->Describe();
   if (root_ != nullptr) {
     for (const pci::FunctionInfo& function : root_->Functions()) text += pci::Describe(function);
   }
@@ -222,6 +234,7 @@ std::string DeviceSet::Describe() const {
 
 void DeviceSet::ReportMetrics(MetricsWriter& metrics) const {
   for (const Entry& entry : entries_) {
+    if (entry.assigned != nullptr) continue;
     metrics.Group(entry.id, [&](MetricsWriter& w) {
       w.Counters([&](CounterSink& sink) { entry.device->ReportCounters(sink); });
       w.Group("transport", [&](MetricsWriter& t) {

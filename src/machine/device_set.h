@@ -72,7 +72,8 @@ class DeviceSet {
     std::unique_ptr<virtio::PciTransport> pci;
     std::unique_ptr<virtio::MmioTransport> mmio;
     std::string detail;
-    pci::RootPort* port = nullptr;  // the hot-plug slot it is in
+    pci::RootPort* port = nullptr;         // the hot-plug slot it is in
+    pci::PciFunction* assigned = nullptr;  // not one of ours: assigned_ has it, device is null
   };
   DeviceSet(const Config& config, const Host& host) : config_(config), host_(host) {}
   [[nodiscard]] Outcome<void> StartLoops();
@@ -80,6 +81,11 @@ class DeviceSet {
   [[nodiscard]] Outcome<void> AddAssigned();
   [[nodiscard]] Outcome<void> AddPorts();
   [[nodiscard]] Outcome<Entry> MakeDisk(const DiskConfig& disk, const std::string& id);
+  [[nodiscard]] Outcome<Entry> MakeAssigned(const AssignedConfig& device, const std::string& id);
+  [[nodiscard]] AssignedDevices& assigned();
+  // The host wants an assigned device back: the guest is asked for it where it can be, and in any
+  // case loses it.
+  void GiveBack(const std::string& id);
   [[nodiscard]] Outcome<std::string> NewId(const std::string& wanted, std::string_view kind) const;
   [[nodiscard]] bool IsTaken(std::string_view id) const;
   [[nodiscard]] pci::RootPort* FreePort() const;

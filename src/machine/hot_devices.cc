@@ -18,6 +18,8 @@ namespace postern {
 namespace {
 
 constexpr const char* kLog = "machine";
+// How long the guest has to release a device that the host wants back.
+constexpr std::uint64_t kGiveBackMs = 10'000;
 
 // Ports share half of the 32-bit window and a quarter of the 64-bit one. The largest are enough for
 // what devices there are: 32 MiB of registers and 64 GiB of memory.
@@ -89,8 +91,22 @@ Outcome<DeviceSet::Entry> DeviceSet::MakeDisk(const DiskConfig& disk, const std:
   return entry;
 }
 
+Outcome<DeviceSet::Entry> DeviceSet::MakeAssigned(const AssignedConfig& device,
+                                                  const std::string& id) {
+  Outcome<pci::PciFunction*> function = assigned().Open(device, id);
+  if (!function) return tl::unexpected(function.error());
+  Entry entry;
+  entry.id = id;
+  entry.detail = assigned_->Detail(id);
+  entry.assigned = *function;
+  return entry;
+}
+
 Outcome<std::string> DeviceSet::AddDevice(const DeviceConfig& device) {
-  if (Outcome<void> r = Validate(device, "disk"); !r) return tl::unexpected(r.error());
+  const auto* const disk = std::get_if<DiskConfig>(&device);
+  const auto* const foreign = std::get_if<AssignedConfig>(&device);
+  const char* const kind = disk != nullptr ? "disk" : "device";
+  if (Outcome<void> r = Validate(device, kind); !r) return tl::unexpected(r.error());
   if (ports_.empty())
     return ConfigFailure("the machine has no hot-plug slots", "start it with --hotplug-ports N");
   pci::RootPort* const port = FreePort();
@@ -98,15 +114,15 @@ Outcome<std::string> DeviceSet::AddDevice(const DeviceConfig& device) {
     return ConfigFailure(fmt::format("all {} hot-plug slots are in use", ports_.size()),
                          "remove a device, or start the machine with more --hotplug-ports");
   }
-  const auto& disk = std::get<DiskConfig>(device);
-  Outcome<std::string> id = NewId(disk.id, "disk");
+  Outcome<std::string> id = NewId(disk != nullptr ? disk->id : foreign->id, kind);
   if (!id) return id;
-  Outcome<Entry> made = MakeDisk(disk, *id);
+  Outcome<Entry> made = disk != nullptr ? MakeDisk(*disk, *id) : MakeAssigned(*foreign, *id);
   if (!made) return tl::unexpected(made.error());
   made->port = port;
   entries_.push_back(std::move(*made));
-  if (Result<void> r = port->Plug(*entries_.back().pci); !r) {
-    entries_.pop_back();
+  Entry& entry = entries_.back();
+  if (Result<void> r = port->Plug(entry.assigned != nullptr ? *entry.assigned : *entry.pci); !r) {
+    Discard(*id);
     return HostFailure(fmt::format("device '{}'", *id), r.error());
   }
   ++added_;
@@ -145,9 +161,31 @@ void DeviceSet::Discard(const std::string& id) {
   const auto found =
       std::ranges::find_if(entries_, [&](const Entry& entry) { return entry.id == id; });
   if (found == entries_.end()) return;
+  if (found->assigned != nullptr) assigned_->Close(id);
   found->pci.reset();
   found->device.reset();
   entries_.erase(found);
+}
+
+void DeviceSet::GiveBack(const std::string& id) {
+  const auto found =
+      std::ranges::find_if(entries_, [&](const Entry& entry) { return entry.id == id; });
+  if (found == entries_.end()) return;
+  LOG_WARN(kLog, "device '{}' is wanted back by the host, or gone: taking it from the guest", id);
+  if (found->port == nullptr) {
+    // In a fixed slot there is no way to ask: for the guest it is a device that vanished.
+    (void)root_->Remove(*found->assigned);
+    Discard(id);
+    ++removed_;
+    return;
+  }
+  if (!found->port->unplug_pending()) (void)RemoveDevice(id, [] {});
+  // The same port with the same device: another may be in it by then.
+  pci::RootPort* const port = found->port;
+  const pci::PciFunction* const function = found->assigned;
+  host_.control.After(kGiveBackMs, [port, function] {
+    if (port->function() == function) (void)port->Pull();
+  });
 }
 
 std::vector<DeviceInfo> DeviceSet::Devices() const {

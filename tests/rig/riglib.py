@@ -22,7 +22,7 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 KERNEL_NAMES = {
     "6.12": "linux-image-6.12-amd64",
     "6.12-cloud": "linux-image-6.12-cloud-amd64",
-    "6.1": "linux-image-6.1-amd64",
+    "6.1": "linux-image-amd64",
     "6.1-cloud": "linux-image-cloud-amd64",
 }
 BUILT_KERNEL = "6.12-iommufd"  # not Debian's: made from its source, see kernel_build.py

@@ -57,8 +57,8 @@ bool IsNvmeHeadOf(const std::string& path, const std::string& name) {
   if (end == std::string::npos) return false;
   const std::string subsystem = path.substr(0, end);
   for (const std::string& entry : ListFolder(subsystem)) {
-    if (entry.starts_with("nvme") && LiesBelow(RealPath(subsystem + "/" + entry) + "/", name))
-      return true;
+    if (!entry.starts_with("nvme")) continue;
+    if (LiesBelow(RealPath(fmt::format("{}/{}", subsystem, entry)) + "/", name)) return true;
   }
   return false;
 }
@@ -126,12 +126,12 @@ std::vector<HostUse> FindHostUses(const std::string& name, const HostRoots& root
   DiskUses disks(roots);
   const std::string block = roots.sysfs + "/class/block";
   for (const std::string& entry : ListFolder(block)) {
-    const std::string path = RealPath(block + "/" + entry);
+    const std::string path = RealPath(fmt::format("{}/{}", block, entry));
     if (LiesBelow(path, name) || IsNvmeHeadOf(path, name)) disks.Add(entry, uses);
   }
   const std::string net = roots.sysfs + "/class/net";
   for (const std::string& entry : ListFolder(net)) {
-    const std::string folder = net + "/" + entry;
+    const std::string folder = fmt::format("{}/{}", net, entry);
     if (LiesBelow(RealPath(folder), name)) AddInterface(entry, folder, uses);
   }
   return uses;

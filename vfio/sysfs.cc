@@ -83,7 +83,7 @@ std::optional<std::string> ReadText(const std::string& path, std::size_t limit) 
   const Fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd.valid()) return std::nullopt;
   std::string text;
-  std::array<char, 16384> part;
+  std::array<char, 16384> part{};
   while (text.size() < limit) {
     const ssize_t n = read(fd.get(), part.data(), std::min(part.size(), limit - text.size()));
     if (n < 0 && errno == EINTR) continue;
@@ -116,7 +116,7 @@ std::optional<std::uint64_t> ReadNumber(const std::string& path, int base) {
 }
 
 std::string LinkName(const std::string& path) {
-  std::array<char, PATH_MAX> target;
+  std::array<char, PATH_MAX> target{};
   const ssize_t size = readlink(path.c_str(), target.data(), target.size());
   if (size <= 0) return {};
   const std::string_view text(target.data(), static_cast<std::size_t>(size));

@@ -194,29 +194,13 @@ void ControlServer::Serve(ClientId id) {
     if (!client.out.empty() || client.removal != 0) break;
     const std::size_t end = client.in.find('\n');
     if (end == std::string::npos) {
-      if (client.ended) {
-        Drop(id);
-        return;
-      }
-      if (client.in.size() <= kMaxRequest) break;
-      refused_requests_.Add();
-      client.out = Refusal({Failure::Kind::kConfig,
-                            fmt::format("the request is longer than {} bytes", kMaxRequest),
-                            "end each request with a newline"});
-      (void)Send(client);
+      if (!client.ended && client.in.size() <= kMaxRequest) break;
+      if (client.in.size() > kMaxRequest) RefuseEndless(client);
       Drop(id);
       return;
     }
     if (served == kBurst) {
-      if (!std::exchange(client.posted, true)) {
-        loop_.Post([weak = std::weak_ptr<ControlServer*>(self_), id] {
-          const auto server = weak.lock();
-          if (server == nullptr) return;
-          if (const auto at = (*server)->clients_.find(id); at != (*server)->clients_.end())
-            at->second->posted = false;
-          (*server)->Serve(id);
-        });
-      }
+      ServeLater(client);
       break;
     }
     const std::string line = client.in.substr(0, end);
@@ -224,6 +208,26 @@ void ControlServer::Serve(ClientId id) {
     Request(client, line);
   }
   Watch(client);
+}
+
+void ControlServer::RefuseEndless(Client& client) {
+  refused_requests_.Add();
+  client.out = Refusal({Failure::Kind::kConfig,
+                        fmt::format("the request is longer than {} bytes", kMaxRequest),
+                        "end each request with a newline"});
+  (void)Send(client);
+}
+
+void ControlServer::ServeLater(Client& client) {
+  if (std::exchange(client.posted, true)) return;
+  loop_.Post([weak = std::weak_ptr<ControlServer*>(self_), id = client.id] {
+    const auto self = weak.lock();
+    if (self == nullptr) return;
+    ControlServer& server = **self;
+    if (const auto at = server.clients_.find(id); at != server.clients_.end())
+      at->second->posted = false;
+    server.Serve(id);
+  });
 }
 
 // What to wait for: room for an answer, or, when nothing of it waits to be served, more requests.

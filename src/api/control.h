@@ -85,6 +85,8 @@ class ControlServer final : private EventHandler {
   [[nodiscard]] bool Send(Client& client);
   // Serves waiting requests as far as they may be served now; may drop the client.
   void Serve(ClientId id);
+  void ServeLater(Client& client);
+  void RefuseEndless(Client& client);
   void Request(Client& client, std::string_view line);
   void Remove(Client& client, const std::string& device, std::uint64_t timeout_s);
   void EndRemoval(ClientId client, std::uint64_t removal, const std::string& answer);

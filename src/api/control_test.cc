@@ -31,6 +31,11 @@ class Peer {
     const ssize_t n = send(fd_.get(), text.data(), text.size(), MSG_NOSIGNAL);
     return n < 0 ? 0 : static_cast<std::size_t>(n);
   }
+  // Little room for requests on their way.
+  void Narrow() {
+    const int bytes = 4096;
+    REQUIRE(setsockopt(fd_.get(), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)) == 0);
+  }
   void HalfClose() { REQUIRE(shutdown(fd_.get(), SHUT_WR) == 0); }
   // The next answer that has arrived; nothing if there is none.
   std::optional<Json> Hear() {
@@ -249,8 +254,9 @@ TEST_CASE("control: a request that does not end is refused and its client droppe
 TEST_CASE("control: a client that takes no answers is not read, and holds up nobody") {
   Fixture f;
   Peer deaf(f.path);
+  deaf.Narrow();
   std::string many;
-  for (int i = 0; i < 1000; ++i) many += "{\"command\":\"list\"}\n";
+  for (int i = 0; i < 100; ++i) many += "{\"command\":\"list\"}\n";
   std::size_t sent = 0;
   std::size_t last = 1;
   // Until its requests are not taken any more.
@@ -260,7 +266,7 @@ TEST_CASE("control: a client that takes no answers is not read, and holds up nob
     f.Settle();
   }
   CHECK(last == 0);
-  CHECK(sent < (32U << 20));
+  CHECK(sent < (4U << 20));
   Peer other(f.path);
   CHECK(f.Ask(other, R"({"command":"list"})")["ok"] == true);
   // It listens again: every whole request is answered.

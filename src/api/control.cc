@@ -52,6 +52,7 @@ struct Parsed {
   std::string command;
   std::string device;
   std::string id;
+  bool force = false;
   std::uint64_t timeout_s = kRemovalTimeoutS;
 };
 
@@ -65,6 +66,7 @@ Outcome<Parsed> Parse(std::string_view line) {
   fields.Text("command", parsed.command)
       .Text("device", parsed.device)
       .Text("id", parsed.id)
+      .Flag("force", parsed.force)
       .Number("timeout", 1, kLongestRemovalTimeoutS,
               [&](std::uint64_t s) { parsed.timeout_s = s; });
   if (Outcome<void> r = fields.Finish(); !r) return tl::unexpected(r.error());
@@ -258,6 +260,9 @@ void ControlServer::Request(Client& client, std::string_view line) {
     Outcome<std::string> id = target_.AddDevice(request->device);
     if (!id) return refuse(id.error());
     client.out += Line(Json{{"ok", true}, {"id", *id}});
+  } else if (command == "remove-device" && request->force) {
+    if (Outcome<void> r = target_.PullDevice(request->id); !r) return refuse(r.error());
+    client.out += Line(Json{{"ok", true}});
   } else if (command == "remove-device") {
     Remove(client, request->id, request->timeout_s);
   } else if (command == "power-button") {

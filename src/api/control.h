@@ -7,6 +7,7 @@
 //   {"command":"list"} {"ok":true,"devices":[...],"free_slots":3}
 //   {"command":"add-device","device":"disk,path=F,id=X"}     {"ok":true,"id":"X"}
 //   {"command":"remove-device","id":"X"}                     {"ok":true}, when the guest has let go
+//   {"command":"remove-device","id":"X","force":true}        {"ok":true}: pulled, the guest unasked
 //   {"command":"power-button"}                               {"ok":true}
 //   {"command":"metrics"}                                    {"ok":true,"metrics":{...}}
 //   anything else    {"ok":false,"kind":"config"|"host","error":CAUSE,"next":STEP}
@@ -50,6 +51,8 @@ class ControlTarget {
   // `done` runs later on the loop's thread, once, if the guest lets go.
   [[nodiscard]] virtual Outcome<void> RemoveDevice(const std::string& id,
                                                    std::function<void()> done) = 0;
+  // At once, without the guest; runs the `done` of a removal that waits.
+  [[nodiscard]] virtual Outcome<void> PullDevice(const std::string& id) = 0;
   [[nodiscard]] virtual std::vector<DeviceInfo> Devices() = 0;
   [[nodiscard]] virtual std::size_t free_slots() = 0;
   virtual void PowerButton() = 0;

@@ -183,6 +183,20 @@ TEST_CASE(
   CHECK((*after)["devices"].size() == 1);
 }
 
+TEST_CASE("control: a device that is pulled answers a removal that waits, too") {
+  Fixture f;
+  Peer waiting(f.path);
+  Peer other(f.path);
+  CHECK(f.Ask(waiting, R"({"command":"add-device","device":"disk,path=x"})")["ok"] == true);
+  REQUIRE(waiting.Say("{\"command\":\"remove-device\",\"id\":\"disk0\"}\n") != 0);
+  f.Settle();
+  CHECK(f.Ask(other, R"({"command":"remove-device","id":"disk0","force":true})") ==
+        Json{{"ok", true}});
+  CHECK(waiting.Hear() == Json{{"ok", true}});
+  CHECK(f.Ask(other, R"({"command":"remove-device","id":"disk0","force":true})")["kind"] ==
+        "config");
+}
+
 TEST_CASE("control: a removal the guest does not grant is answered in time, and may still happen") {
   Fixture f;
   Peer peer(f.path);

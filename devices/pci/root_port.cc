@@ -23,7 +23,7 @@ constexpr std::uint32_t kPbaOffset = 0x800;
 // the press acknowledged the press counts as lost. A second press cancels the first, so this is
 // longer than any guest takes to answer an interrupt by blinking.
 constexpr std::uint64_t kTickMs = 1000;
-constexpr unsigned kQuietTicks = 4;
+constexpr unsigned kQuietTicks = 8;
 
 constexpr std::uint32_t kSlotWatts = 75;
 
@@ -107,6 +107,15 @@ Result<void> RootPort::AddExpressCapability() {
   space.Allow<std::uint16_t>(express_ + kExpDeviceControl, kDeviceControlWritable);
   space.Allow<std::uint16_t>(express_ + kExpDeviceStatus, 0, kDeviceStatusErrors);
 
+  space.Allow<std::uint16_t>(express_ + kExpRootControl, kRootControlWritable);
+  space.Allow<std::uint32_t>(express_ + kExpRootStatus, 0, kRootStatusPme);
+  AddLink();
+  AddSlot();
+  return {};
+}
+
+void RootPort::AddLink() {
+  ConfigSpace& space = config();
   LINK_CAP link;
   link.Set<LINK_CAP::PortNumber>(options_.slot & 0xff);
   link.Set<LINK_CAP::ActiveReporting>(true);
@@ -121,7 +130,10 @@ Result<void> RootPort::AddExpressCapability() {
   space.Set<std::uint32_t>(express_ + kExpLinkCap2, kLinkSpeedsTo16GT);
   space.Set<std::uint16_t>(express_ + kExpLinkControl2, kLinkSpeed16GT);
   space.Allow<std::uint16_t>(express_ + kExpLinkControl2, kLinkControl2Writable);
+}
 
+void RootPort::AddSlot() {
+  ConfigSpace& space = config();
   SLOT_CAP slot;
   slot.Set<SLOT_CAP::SlotNumber>(options_.slot);
   slot.Set<SLOT_CAP::NoCommandCompleted>(true);
@@ -135,9 +147,6 @@ Result<void> RootPort::AddExpressCapability() {
   space.Set<std::uint16_t>(express_ + kExpSlotControl, kSlotControlReset);
   space.Allow<std::uint16_t>(express_ + kExpSlotControl, kSlotControlWritable);
   space.Allow<std::uint16_t>(express_ + kExpSlotStatus, 0, kSlotStatusEvents);
-  space.Allow<std::uint16_t>(express_ + kExpRootControl, kRootControlWritable);
-  space.Allow<std::uint32_t>(express_ + kExpRootStatus, 0, kRootStatusPme);
-  return {};
 }
 
 void RootPort::PlaceBus(std::uint8_t bus) {

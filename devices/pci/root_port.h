@@ -111,6 +111,8 @@ class RootPort final : public PciFunction {
   RootPort(std::string name, EventLoop& loop, const RootPortOptions& options);
   [[nodiscard]] Result<void> Init(bus::InterruptSource& interrupts);
   [[nodiscard]] Result<void> AddExpressCapability();
+  void AddLink();
+  void AddSlot();
   void OnConfigWrite(std::uint32_t offset, std::span<const std::byte> data) override;
   void OnConfigWritten(std::uint32_t offset, std::span<const std::byte> data) override;
   void OnReset() override;

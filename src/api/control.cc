@@ -52,6 +52,7 @@ struct Parsed {
   std::string command;
   std::string device;
   std::string id;
+  bool force = false;
   std::uint64_t timeout_s = kRemovalTimeoutS;
 };
 
@@ -65,6 +66,7 @@ Outcome<Parsed> Parse(std::string_view line) {
   fields.Text("command", parsed.command)
       .Text("device", parsed.device)
       .Text("id", parsed.id)
+      .Flag("force", parsed.force)
       .Number("timeout", 1, kLongestRemovalTimeoutS,
               [&](std::uint64_t s) { parsed.timeout_s = s; });
   if (Outcome<void> r = fields.Finish(); !r) return tl::unexpected(r.error());
@@ -194,29 +196,13 @@ void ControlServer::Serve(ClientId id) {
     if (!client.out.empty() || client.removal != 0) break;
     const std::size_t end = client.in.find('\n');
     if (end == std::string::npos) {
-      if (client.ended) {
-        Drop(id);
-        return;
-      }
-      if (client.in.size() <= kMaxRequest) break;
-      refused_requests_.Add();
-      client.out = Refusal({Failure::Kind::kConfig,
-                            fmt::format("the request is longer than {} bytes", kMaxRequest),
-                            "end each request with a newline"});
-      (void)Send(client);
+      if (!client.ended && client.in.size() <= kMaxRequest) break;
+      if (client.in.size() > kMaxRequest) RefuseEndless(client);
       Drop(id);
       return;
     }
     if (served == kBurst) {
-      if (!std::exchange(client.posted, true)) {
-        loop_.Post([weak = std::weak_ptr<ControlServer*>(self_), id] {
-          const auto server = weak.lock();
-          if (server == nullptr) return;
-          if (const auto at = (*server)->clients_.find(id); at != (*server)->clients_.end())
-            at->second->posted = false;
-          (*server)->Serve(id);
-        });
-      }
+      ServeLater(client);
       break;
     }
     const std::string line = client.in.substr(0, end);
@@ -224,6 +210,26 @@ void ControlServer::Serve(ClientId id) {
     Request(client, line);
   }
   Watch(client);
+}
+
+void ControlServer::RefuseEndless(Client& client) {
+  refused_requests_.Add();
+  client.out = Refusal({Failure::Kind::kConfig,
+                        fmt::format("the request is longer than {} bytes", kMaxRequest),
+                        "end each request with a newline"});
+  (void)Send(client);
+}
+
+void ControlServer::ServeLater(Client& client) {
+  if (std::exchange(client.posted, true)) return;
+  loop_.Post([weak = std::weak_ptr<ControlServer*>(self_), id = client.id] {
+    const auto self = weak.lock();
+    if (self == nullptr) return;
+    ControlServer& server = **self;
+    if (const auto at = server.clients_.find(id); at != server.clients_.end())
+      at->second->posted = false;
+    server.Serve(id);
+  });
 }
 
 // What to wait for: room for an answer, or, when nothing of it waits to be served, more requests.
@@ -254,6 +260,9 @@ void ControlServer::Request(Client& client, std::string_view line) {
     Outcome<std::string> id = target_.AddDevice(request->device);
     if (!id) return refuse(id.error());
     client.out += Line(Json{{"ok", true}, {"id", *id}});
+  } else if (command == "remove-device" && request->force) {
+    if (Outcome<void> r = target_.PullDevice(request->id); !r) return refuse(r.error());
+    client.out += Line(Json{{"ok", true}});
   } else if (command == "remove-device") {
     Remove(client, request->id, request->timeout_s);
   } else if (command == "power-button") {

@@ -7,6 +7,7 @@
 //   {"command":"list"} {"ok":true,"devices":[...],"free_slots":3}
 //   {"command":"add-device","device":"disk,path=F,id=X"}     {"ok":true,"id":"X"}
 //   {"command":"remove-device","id":"X"}                     {"ok":true}, when the guest has let go
+//   {"command":"remove-device","id":"X","force":true}        {"ok":true}: pulled, the guest unasked
 //   {"command":"power-button"}                               {"ok":true}
 //   {"command":"metrics"}                                    {"ok":true,"metrics":{...}}
 //   anything else    {"ok":false,"kind":"config"|"host","error":CAUSE,"next":STEP}
@@ -50,6 +51,8 @@ class ControlTarget {
   // `done` runs later on the loop's thread, once, if the guest lets go.
   [[nodiscard]] virtual Outcome<void> RemoveDevice(const std::string& id,
                                                    std::function<void()> done) = 0;
+  // At once, without the guest; runs the `done` of a removal that waits.
+  [[nodiscard]] virtual Outcome<void> PullDevice(const std::string& id) = 0;
   [[nodiscard]] virtual std::vector<DeviceInfo> Devices() = 0;
   [[nodiscard]] virtual std::size_t free_slots() = 0;
   virtual void PowerButton() = 0;
@@ -85,6 +88,8 @@ class ControlServer final : private EventHandler {
   [[nodiscard]] bool Send(Client& client);
   // Serves waiting requests as far as they may be served now; may drop the client.
   void Serve(ClientId id);
+  void ServeLater(Client& client);
+  void RefuseEndless(Client& client);
   void Request(Client& client, std::string_view line);
   void Remove(Client& client, const std::string& device, std::uint64_t timeout_s);
   void EndRemoval(ClientId client, std::uint64_t removal, const std::string& answer);

@@ -64,8 +64,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         const std::string line =
             (control & 0x10) != 0
                 ? "{\"command\":\"add-device\",\"device\":\"disk,a\"}\n"
-                : fmt::format("{{\"command\":\"remove-device\",\"id\":\"disk{}\"}}\n",
-                              control >> 5);
+                : fmt::format("{{\"command\":\"remove-device\",\"id\":\"disk{}\",\"force\":{}}}\n",
+                              control >> 6, (control & 0x20) != 0);
         (void)send(clients[who].get(), line.data(), line.size(), MSG_NOSIGNAL);
       } else {
         const std::size_t length = std::min<std::size_t>(size, control >> 1);

@@ -31,6 +31,11 @@ class Peer {
     const ssize_t n = send(fd_.get(), text.data(), text.size(), MSG_NOSIGNAL);
     return n < 0 ? 0 : static_cast<std::size_t>(n);
   }
+  // Little room for requests on their way.
+  void Narrow() {
+    const int bytes = 4096;
+    REQUIRE(setsockopt(fd_.get(), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)) == 0);
+  }
   void HalfClose() { REQUIRE(shutdown(fd_.get(), SHUT_WR) == 0); }
   // The next answer that has arrived; nothing if there is none.
   std::optional<Json> Hear() {
@@ -178,6 +183,20 @@ TEST_CASE(
   CHECK((*after)["devices"].size() == 1);
 }
 
+TEST_CASE("control: a device that is pulled answers a removal that waits, too") {
+  Fixture f;
+  Peer waiting(f.path);
+  Peer other(f.path);
+  CHECK(f.Ask(waiting, R"({"command":"add-device","device":"disk,path=x"})")["ok"] == true);
+  REQUIRE(waiting.Say("{\"command\":\"remove-device\",\"id\":\"disk0\"}\n") != 0);
+  f.Settle();
+  CHECK(f.Ask(other, R"({"command":"remove-device","id":"disk0","force":true})") ==
+        Json{{"ok", true}});
+  CHECK(waiting.Hear() == Json{{"ok", true}});
+  CHECK(f.Ask(other, R"({"command":"remove-device","id":"disk0","force":true})")["kind"] ==
+        "config");
+}
+
 TEST_CASE("control: a removal the guest does not grant is answered in time, and may still happen") {
   Fixture f;
   Peer peer(f.path);
@@ -249,8 +268,9 @@ TEST_CASE("control: a request that does not end is refused and its client droppe
 TEST_CASE("control: a client that takes no answers is not read, and holds up nobody") {
   Fixture f;
   Peer deaf(f.path);
+  deaf.Narrow();
   std::string many;
-  for (int i = 0; i < 1000; ++i) many += "{\"command\":\"list\"}\n";
+  for (int i = 0; i < 100; ++i) many += "{\"command\":\"list\"}\n";
   std::size_t sent = 0;
   std::size_t last = 1;
   // Until its requests are not taken any more.
@@ -260,7 +280,7 @@ TEST_CASE("control: a client that takes no answers is not read, and holds up nob
     f.Settle();
   }
   CHECK(last == 0);
-  CHECK(sent < (32U << 20));
+  CHECK(sent < (4U << 20));
   Peer other(f.path);
   CHECK(f.Ask(other, R"({"command":"list"})")["ok"] == true);
   // It listens again: every whole request is answered.

@@ -31,6 +31,14 @@ class FakeTarget final : public ControlTarget {
     found->second = std::move(done);
     return {};
   }
+  Outcome<void> PullDevice(const std::string& id) override {
+    const auto found = devices.find(id);
+    if (found == devices.end()) return ConfigFailure("there is no such device", "list");
+    const std::function<void()> done = std::move(found->second);
+    devices.erase(found);
+    if (done != nullptr) done();
+    return {};
+  }
   std::vector<DeviceInfo> Devices() override {
     std::vector<DeviceInfo> list{{.id = "rng0", .detail = {}}};
     for (const auto& [id, done] : devices)

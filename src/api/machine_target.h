@@ -20,6 +20,9 @@ class MachineTarget final : public ControlTarget {
   [[nodiscard]] Outcome<std::string> AddDevice(std::string_view spec) override;
   [[nodiscard]] Outcome<void> RemoveDevice(const std::string& id,
                                            std::function<void()> done) override;
+  [[nodiscard]] Outcome<void> PullDevice(const std::string& id) override {
+    return machine_.PullDevice(id);
+  }
   [[nodiscard]] std::vector<DeviceInfo> Devices() override { return machine_.Devices(); }
   [[nodiscard]] std::size_t free_slots() override { return machine_.free_slots(); }
   void PowerButton() override { machine_.PowerButton(); }

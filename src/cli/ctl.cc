@@ -31,6 +31,7 @@ constexpr std::uint64_t kDefaultTimeoutS = 30;
 struct Settings {
   bool json = false;
   bool help = false;
+  bool force = false;
   std::uint64_t timeout_s = kDefaultTimeoutS;
   std::vector<std::string> words;  // SOCKET COMMAND [ARGUMENT]
 };
@@ -52,6 +53,7 @@ Outcome<Settings> ParseCtl(const std::vector<std::string>& arguments) {
   for (const Given& g : *given) {
     if (g.option->name == "json") settings.json = true;
     if (g.option->name == "help") settings.help = true;
+    if (g.option->name == "force") settings.force = true;
     if (g.option->name != "timeout") continue;
     const char* const end = g.value.data() + g.value.size();
     const auto [stop, error] = std::from_chars(g.value.data(), end, settings.timeout_s);
@@ -88,7 +90,9 @@ Outcome<Json> RequestOf(const Settings& settings) {
                          "postern ctl --help shows the commands");
   Json request{{"command", command}};
   if (key != nullptr) request[key] = words[2];
-  if (command == "remove-device") request["timeout"] = settings.timeout_s;
+  if (command != "remove-device") return request;
+  request["timeout"] = settings.timeout_s;
+  if (settings.force) request["force"] = true;
   return request;
 }
 

@@ -92,6 +92,8 @@ constexpr Option kUnbind[] = {
 
 constexpr Option kCtl[] = {
     {"json", "", "Print the machine's answer, one JSON object, instead of text for people.", false},
+    {"force", "", "With remove-device: take the device out at once, without asking the guest.",
+     false},
     {"timeout", "SECONDS", "How long remove-device waits for the guest, 1 to 600 (default 30).",
      false},
     {"help", "", "This text.", false},

@@ -54,6 +54,7 @@ class DeviceSet {
   // As Machine's of the same names.
   [[nodiscard]] Outcome<std::string> AddDevice(const DeviceConfig& device);
   [[nodiscard]] Outcome<void> RemoveDevice(const std::string& id, std::function<void()> done);
+  [[nodiscard]] Outcome<void> PullDevice(const std::string& id);
   [[nodiscard]] std::vector<DeviceInfo> Devices() const;
   [[nodiscard]] std::size_t free_slots() const;
 
@@ -89,6 +90,8 @@ class DeviceSet {
   [[nodiscard]] Outcome<std::string> NewId(const std::string& wanted, std::string_view kind) const;
   [[nodiscard]] bool IsTaken(std::string_view id) const;
   [[nodiscard]] pci::RootPort* FreePort() const;
+  // A device that was added, by its id.
+  [[nodiscard]] Outcome<Entry*> FindAdded(const std::string& id);
   void Discard(const std::string& id);
   [[nodiscard]] Outcome<void> Add(std::string id, std::unique_ptr<virtio::Device> device,
                                   std::string detail);

@@ -130,7 +130,7 @@ Outcome<std::string> DeviceSet::AddDevice(const DeviceConfig& device) {
   return id;
 }
 
-Outcome<void> DeviceSet::RemoveDevice(const std::string& id, std::function<void()> done) {
+Outcome<DeviceSet::Entry*> DeviceSet::FindAdded(const std::string& id) {
   const auto found =
       std::ranges::find_if(entries_, [&](const Entry& entry) { return entry.id == id; });
   if (found == entries_.end()) {
@@ -141,17 +141,31 @@ Outcome<void> DeviceSet::RemoveDevice(const std::string& id, std::function<void(
     return ConfigFailure(fmt::format("device '{}' was there from the start", id),
                          "only devices that were added can be removed");
   }
-  if (found->port->unplug_pending()) {
+  return &*found;
+}
+
+Outcome<void> DeviceSet::RemoveDevice(const std::string& id, std::function<void()> done) {
+  const Outcome<Entry*> found = FindAdded(id);
+  if (!found) return tl::unexpected(found.error());
+  pci::RootPort& port = *(*found)->port;
+  if (port.unplug_pending()) {
     return HostFailure(fmt::format("the guest was asked to release '{}' and has not yet", id),
                        "wait for it; a guest without a PCIe hot-plug driver never does");
   }
-  const Result<void> asked = found->port->RequestUnplug([this, id, told = std::move(done)] {
+  const Result<void> asked = port.RequestUnplug([this, id, told = std::move(done)] {
     Discard(id);
-    ++removed_;
-    LOG_INFO(kLog, "device '{}' removed", id);
     told();
   });
   if (!asked) return HostFailure(fmt::format("device '{}'", id), asked.error());
+  return {};
+}
+
+Outcome<void> DeviceSet::PullDevice(const std::string& id) {
+  const Outcome<Entry*> found = FindAdded(id);
+  if (!found) return tl::unexpected(found.error());
+  if (Result<void> r = (*found)->port->Pull(); !r)
+    return HostFailure(fmt::format("device '{}'", id), r.error());
+  Discard(id);
   return {};
 }
 
@@ -165,6 +179,8 @@ void DeviceSet::Discard(const std::string& id) {
   found->pci.reset();
   found->device.reset();
   entries_.erase(found);
+  ++removed_;
+  LOG_INFO(kLog, "device '{}' removed", id);
 }
 
 void DeviceSet::GiveBack(const std::string& id) {

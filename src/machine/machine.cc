@@ -380,6 +380,10 @@ Outcome<void> Machine::RemoveDevice(const std::string& id, std::function<void()>
   return impl_->devices->RemoveDevice(id, std::move(done));
 }
 
+Outcome<void> Machine::PullDevice(const std::string& id) {
+  return impl_->devices->PullDevice(id);
+}
+
 std::vector<DeviceInfo> Machine::Devices() const {
   return impl_->devices->Devices();
 }

@@ -55,6 +55,9 @@ class Machine {
   // Asks the guest to release a device that was added; `done` runs on the control thread when it is
   // gone, which may be never. Not for devices that were there from the start.
   [[nodiscard]] Outcome<void> RemoveDevice(const std::string& id, std::function<void()> done);
+  // Takes it out without asking: to the guest it vanished, and what it had not written yet is lost.
+  // Ends a RemoveDevice that waits (its `done` runs in here).
+  [[nodiscard]] Outcome<void> PullDevice(const std::string& id);
   [[nodiscard]] std::vector<DeviceInfo> Devices() const;
   [[nodiscard]] std::size_t free_slots() const;
 

@@ -132,6 +132,11 @@ says "ctl list: a disk that is asked to go" ctl.out "slot 1, leaving"
 ctl metrics --json
 if python3 -m json.tool ctl.out > /dev/null; then pass "ctl metrics --json is JSON"; else fail "ctl metrics --json is JSON" "not"; fi
 says "ctl metrics: the press of the button" ctl.out '"port_button_presses":1'
+ctl remove-device hot --force
+expect "ctl remove-device --force: needs no guest" $? 0
+ctl add-device disk,path=hot.img,id=hot
+expect "ctl add-device: into the slot that was pulled" $? 0
+ctl remove-device hot --timeout 1
 ctl dance
 expect "ctl: an unknown command" $? 2
 ctl list --bogus

@@ -80,6 +80,8 @@ ctl_expect "add: unknown kind" 2 add-device toaster
 ctl_expect "remove: no such device" 2 remove-device nobody
 ctl_expect "remove: a device from the start" 2 remove-device rng0
 wait_for "RIG BOTH"
+ctl_expect "pull: a disk is taken out without asking" 0 remove-device one --force
+wait_for "RIG PULLED"
 head -c 100000 /dev/urandom | timeout 5 /usr/bin/python3 -c '
 import socket, sys
 s = socket.socket(socket.AF_UNIX)

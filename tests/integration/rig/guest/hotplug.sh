@@ -37,6 +37,8 @@ expect "rounds" "$round" "$rounds"
 appears one && appears two && pass "two disks at once"
 expect "errors of the port driver" "$(dmesg | grep -c 'pciehp.*\(Cannot\|Failed\|failed\|No link\|Power fault\)')" 0
 echo "RIG BOTH"
+vanishes one && pass "a disk that was pulled is gone, and the other is there: $(disk two)"
+echo "RIG PULLED"
 if agent power-button 120; then pass "power button reaches the guest"; else fail "power button" "not seen"; fi
 dmesg | grep -i "pciehp" | tail -n 8 | sed 's/^/# /'
 echo "RIG END"

@@ -1,5 +1,6 @@
 #include "vfio/user/client.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -76,7 +77,7 @@ Outcome<std::unique_ptr<UserDevice>> UserDevice::Adopt(Fd socket, std::string na
   self.connection_ = std::move(*connection);
   {
     const Turn turn(*self.connection_);
-    if (Result<void> done = self.Handshake(turn, DeadlineIn(options.timeout_ms)); !done) {
+    if (Result<void> done = self.Handshake(turn, DeadlineIn(options.connect_timeout_ms)); !done) {
       // What the last call says, or why there were no more.
       return HostFailure(what, turn.reason().value_or(done.error()),
                          "check that a vfio-user server of protocol version 0 listens there");
@@ -155,8 +156,10 @@ Result<void> UserDevice::QueryRegion(const Turn& turn, std::uint32_t index,
 Result<void> UserDevice::TakeFile(std::uint32_t index, const UserRegionInfo& from,
                                   std::vector<Fd> fds) {
   std::vector<MapArea>& areas = info_.regions[index].areas;
-  // Without a file there is nothing to map: every access is a message.
-  if (fds.empty()) areas.clear();
+  // Without a file there is nothing to map: every access is a message. The same where it is not
+  // memory (memfd, tmpfs, hugetlbfs, which alone know of seals): a page of a file system that the
+  // server serves itself may never come, nor even its size.
+  if (fds.empty() || fcntl(fds.front().get(), F_GET_SEALS) < 0) areas.clear();
   if (areas.empty()) return {};
   const std::uint64_t end = areas.back().offset + areas.back().length;
   if (from.offset % kPage != 0) return Broken("offset of a region in its file");

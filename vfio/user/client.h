@@ -8,12 +8,13 @@
 //
 // What the server says of itself is checked once, in Connect; what breaks a rule there is a
 // failure, and later makes the device vanish: every call answers ENODEV from then on, and whoever
-// holds the request interrupt (kRequestIrq, which this device always has) is signalled. A server
-// that does not answer in time is treated alike; so no call takes longer than `timeout_ms`, and
-// those that wait for it fail with it.
+// holds the request interrupt (kRequestIrq, which this device always has) is signalled; taking it
+// afterwards works, and signals at once. A server that does not answer in time is treated alike; so
+// no message waits longer than `timeout_ms`, and calls that wait for one that did fail with it.
 //
-// Mapped areas are the server's file: Connect and MapRegion check that it is long enough. A server
-// that cuts it off later makes the guest's access fail (KVM_RUN: EFAULT), never one of Postern,
+// Mapped areas are the server's memory (a memfd, or a file of tmpfs or hugetlbfs; of another file
+// nothing is mapped): Connect and MapRegion check that it is long enough. A server that cuts it off
+// later makes the guest's access fail (KVM_RUN: EFAULT), never one of Postern,
 // which does not touch it. Guest memory goes to the server as files, which it keeps while it
 // lives: it is trusted with the guest's memory, and with nothing else.
 //
@@ -41,7 +42,8 @@
 namespace postern::vfio {
 
 struct UserOptions {
-  std::uint32_t timeout_ms = 5000;
+  std::uint32_t connect_timeout_ms = 5000;  // all of Connect
+  std::uint32_t timeout_ms = 5000;          // one call
   bool posted_writes = false;  // writes to BARs do not wait until the server has seen them
 };
 

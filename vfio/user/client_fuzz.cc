@@ -179,8 +179,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   while (input.left()) tail.push_back(std::byte{input.Byte()});
   if (!tail.empty()) (void)SendWithFds(server.get(), tail, {});
   CHECK(shutdown(server.get(), SHUT_WR) == 0);
-  auto device =
-      UserDevice::Adopt(std::move(client), "fuzz", world.memory, *world.loop, {.timeout_ms = 1000});
+  auto device = UserDevice::Adopt(std::move(client), "fuzz", world.memory, *world.loop,
+                                  {.connect_timeout_ms = 1000, .timeout_ms = 1000});
   if (device) Use(**device, world.memory, *world.loop);
   return 0;
 }

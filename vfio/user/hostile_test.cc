@@ -71,7 +71,7 @@ void RefusesToConnect(const Row& row) {
     VfioUserServer server({.misbehaviour = row.misbehaviour});
     const auto start = std::chrono::steady_clock::now();
     const auto device =
-        UserDevice::Connect(server.path(), rig.memory, *rig.loop, {.timeout_ms = kShort});
+        UserDevice::Connect(server.path(), rig.memory, *rig.loop, {.connect_timeout_ms = kShort});
     CHECK_FALSE(device.has_value());
     if (!device) CHECK(device.error().cause.find(server.path()) != std::string::npos);
     CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(5));

@@ -327,10 +327,14 @@ TEST_CASE("vfio-user region: a reply that would be longer than argsz comes witho
 }
 
 TEST_CASE("vfio-user IRQ_INFO: round trip; more vectors than PCI allows are refused") {
-  for (const auto& [index, most] :
-       {std::pair{kIntxIrq, 1U}, std::pair{kMsiIrq, 32U}, std::pair{kMsixIrq, 2048U},
-        std::pair{kErrorIrq, 1U}, std::pair{kRequestIrq, 1U}}) {
-    CAPTURE(index);
+  struct Row {
+    std::uint32_t index;
+    std::uint32_t most;
+  };
+  for (const Row& row : {Row{kIntxIrq, 1}, Row{kMsiIrq, 32}, Row{kMsixIrq, 2048}, Row{kErrorIrq, 1},
+                         Row{kRequestIrq, 1}}) {
+    const auto [index, most] = row;
+    CAPTURE(row.index);
     const IrqInfo info{.count = most, .eventfd = true, .maskable = true, .automasked = index == 0};
     const auto parsed = ParseIrqInfo(BuildIrqInfo(info, index), index);
     REQUIRE(parsed);

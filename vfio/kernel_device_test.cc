@@ -418,11 +418,12 @@ TEST_CASE("threads: registers and interrupts are used from several at once") {
   rig.Open();
   std::vector<Thread> threads;
   for (std::uint32_t t = 0; t < 4; ++t) {
-    auto thread = Thread::Start("user", [&, t] {
+    const std::uint64_t offset = std::uint64_t{4} * t;
+    auto thread = Thread::Start("user", [&, t, offset] {
       std::array<std::byte, 4> word{};
       for (int i = 0; i < 200; ++i) {
-        (void)rig.device->ReadRegion(0, 4 * t, word);
-        (void)rig.device->WriteRegion(0, 4 * t, word);
+        (void)rig.device->ReadRegion(0, offset, word);
+        (void)rig.device->WriteRegion(0, offset, word);
         (void)rig.device->SetVectors(kMsixIrq, t, std::array{-1});
         if (i == 100 && t == 0) (void)rig.device->DisableIrq(kMsixIrq);
       }

@@ -214,7 +214,8 @@ int FakeVfioKernel::SetIrqs(FakeVfioDevice& device, const void* argument, int& v
     value = irq.available;
     return 0;
   }
-  irq.enabled = true;
+  // Error and request are enabled by having an event.
+  irq.enabled = set.index <= kMsixIrq || fds[0] >= 0;
   irq.events.resize(std::max<std::size_t>(irq.events.size(), set.start + set.count), -1);
   std::copy(fds.begin(), fds.end(), irq.events.begin() + set.start);
   return 0;

@@ -114,6 +114,7 @@ FakeVfioDevice& FakeVfioKernel::AddDevice(const std::string& name, unsigned grou
 
 FakeVfioDevice& FakeVfioKernel::AddMediated(const std::string& uuid, unsigned group) {
   FakeVfioDevice& device = Add(uuid, group, "mdev", "mtty", {});
+  MakeNoiommu(group);  // the name of every group the kernel makes up
   // As the kernel's sample mtty has it: an odd size, and no answer for what it lacks.
   device.regions[kConfigRegion].size = 0xff;
   device.regions[0] = {.size = 8, .flags = kReadWrite, .bytes = std::vector<std::byte>(8)};

@@ -188,7 +188,8 @@ Result<void> KernelDevice::SetVectors(std::uint32_t irq, std::uint32_t start,
              info_.name, irq, start, start + events.size() - 1, available);
     return Err(Errc::kExhausted, "VFIO_DEVICE_SET_IRQS: host interrupt vectors");
   }
-  enabled_[irq].store(true, std::memory_order_relaxed);
+  // Error and request: enabled as long as somebody is told.
+  enabled_[irq].store(irq <= kMsixIrq || events[0] >= 0, std::memory_order_relaxed);
   return {};
 }
 

@@ -80,17 +80,15 @@ class KernelDevice final : public HostDevice {
   std::atomic<bool> gone_ = false;
 };
 
-// Calls `attempt` again, a few times and ever later, while it answers EAGAIN: another function of
-// the same device is being reset.
-template <typename Attempt>
-[[nodiscard]] auto RetryWhileBusy(Attempt&& attempt) -> decltype(attempt());
+[[nodiscard]] std::uint64_t PageSize();
+
 // False when it has waited long enough.
 [[nodiscard]] bool WaitForBusyDevice(unsigned tries);
 
-[[nodiscard]] std::uint64_t PageSize();
-
+// Calls `attempt` again, a few times and ever later, while it answers EAGAIN: another function of
+// the same device is being reset.
 template <typename Attempt>
-auto RetryWhileBusy(Attempt&& attempt) -> decltype(attempt()) {
+[[nodiscard]] auto RetryWhileBusy(Attempt&& attempt) -> decltype(attempt()) {
   for (unsigned tries = 0;; ++tries) {
     auto result = attempt();
     if (result || result.error().code != Errc::kSystem || result.error().sys_errno != EAGAIN ||

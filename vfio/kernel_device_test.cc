@@ -308,8 +308,25 @@ TEST_CASE("interrupts: one kind at a time, the other disabled before (regression
   CHECK(rig.device->DisableIrq(kMsixIrq));
   CHECK(rig.device->DisableIrq(kMsiIrq));
   CHECK(rig.device->SetVectors(kMsixIrq, 0, std::array{-1}));
-  CHECK(rig.device->SetVectors(kRequestIrq, 0, std::array{-1}));  // beside any of them
-  CHECK(rig.device->SetVectors(kErrorIrq, 0, std::array{-1}));
+  const EventFd event = *EventFd::Create();
+  CHECK(rig.device->SetVectors(kRequestIrq, 0, std::array{event.fd()}));  // beside any of them
+  CHECK(rig.device->SetVectors(kErrorIrq, 0, std::array{event.fd()}));
+}
+
+TEST_CASE("interrupts: error and request are disabled by taking their event away, or outright") {
+  Rig rig;
+  rig.Open();
+  const EventFd event = *EventFd::Create();
+  for (const std::uint32_t irq : {kErrorIrq, kRequestIrq}) {
+    CHECK(rig.device->SetVectors(irq, 0, std::array{event.fd()}));
+    CHECK(rig.fake.irqs[irq].events == std::vector<int>{event.fd()});
+    CHECK(rig.device->SetVectors(irq, 0, std::array{-1}));
+    CHECK(rig.device->DisableIrq(irq));  // the kernel would refuse it now
+    CHECK(rig.device->SetVectors(irq, 0, std::array{event.fd()}));
+    CHECK(rig.device->DisableIrq(irq));
+    CHECK_FALSE(rig.fake.irqs[irq].enabled);
+  }
+  CHECK(rig.Irqs().size() == 8);
 }
 
 TEST_CASE("INTx: masked and unmasked by call and by event, once it is enabled") {
@@ -395,7 +412,8 @@ TEST_CASE("destruction: interrupts are disabled before the device is closed") {
   Rig rig;
   rig.Open();
   CHECK(rig.device->SetVectors(kMsixIrq, 0, std::array{-1}));
-  CHECK(rig.device->SetVectors(kRequestIrq, 0, std::array{-1}));
+  const EventFd event = *EventFd::Create();
+  CHECK(rig.device->SetVectors(kRequestIrq, 0, std::array{event.fd()}));
   rig.device.reset();
   const Log log = rig.kernel.TakeLog();
   CHECK(std::count(log.begin(), log.end(), "0000:3b:00.0 irqs 2 trigger none 0+0") == 1);
@@ -418,11 +436,12 @@ TEST_CASE("threads: registers and interrupts are used from several at once") {
   rig.Open();
   std::vector<Thread> threads;
   for (std::uint32_t t = 0; t < 4; ++t) {
-    auto thread = Thread::Start("user", [&, t] {
+    const std::uint64_t offset = std::uint64_t{4} * t;
+    auto thread = Thread::Start("user", [&, t, offset] {
       std::array<std::byte, 4> word{};
       for (int i = 0; i < 200; ++i) {
-        (void)rig.device->ReadRegion(0, 4 * t, word);
-        (void)rig.device->WriteRegion(0, 4 * t, word);
+        (void)rig.device->ReadRegion(0, offset, word);
+        (void)rig.device->WriteRegion(0, offset, word);
         (void)rig.device->SetVectors(kMsixIrq, t, std::array{-1});
         if (i == 100 && t == 0) (void)rig.device->DisableIrq(kMsixIrq);
       }

@@ -145,13 +145,9 @@ Outcome<void> KernelHost::ResolveFd(const Spec& spec, Target& target) const {
       // Duplicated again when it is needed: its group may be open already.
       target.group_fd = spec.fd;
       return {};
-    case FileKind::kUnboundDevice: {
+    case FileKind::kUnboundDevice:
       target.file = std::move(*copy);
-      if (target.sysfs != nullptr) return {};
-      Outcome<SysfsDevice> found = FindDeviceOfFile(target.file.get(), sysfs_root_);
-      if (found) target.sysfs = std::make_unique<SysfsDevice>(std::move(*found));
-      return {};
-    }
+      return NameFile(spec, target);
     case FileKind::kOpenDevice:
       return ConfigFailure(what + " is a VFIO device that is open or bound already", wanted);
     case FileKind::kContainer:
@@ -162,9 +158,22 @@ Outcome<void> KernelHost::ResolveFd(const Spec& spec, Target& target) const {
   return ConfigFailure(what + " is not a VFIO file", wanted);
 }
 
+// The device of a device file, where sysfs tells; it must be the one asked for, if one was.
+Outcome<void> KernelHost::NameFile(const Spec& spec, Target& target) const {
+  Outcome<SysfsDevice> found = FindDeviceOfFile(target.file.get(), sysfs_root_);
+  if (!found) return {};
+  if (target.sysfs != nullptr && target.sysfs->path != found->path) {
+    return ConfigFailure(fmt::format("descriptor {} is the device file of {}, not of {}", spec.fd,
+                                     Escaped(found->name), Escaped(target.sysfs->name)),
+                         "pass the device's own file, or leave out the path");
+  }
+  target.sysfs = std::make_unique<SysfsDevice>(std::move(*found));
+  return {};
+}
+
 Outcome<bool> KernelHost::UseIommufd(const Spec& spec, const Target& target) const {
-  const bool forced = spec.iommufd == Iommufd::kOn || spec.iommufd_fd >= 0;
-  if (spec.iommufd == Iommufd::kOff && (target.file.valid() || spec.iommufd_fd >= 0)) {
+  const bool forced = spec.iommufd == Spec::Iommufd::kOn || spec.iommufd_fd >= 0;
+  if (spec.iommufd == Spec::Iommufd::kOff && (target.file.valid() || spec.iommufd_fd >= 0)) {
     return ConfigFailure(
         fmt::format("{}: a device file or an iommufd was passed in, and iommufd is off",
                     Escaped(target.name)),
@@ -177,7 +186,7 @@ Outcome<bool> KernelHost::UseIommufd(const Spec& spec, const Target& target) con
         fmt::format("{}: a group cannot be used with an iommufd", Escaped(target.name)),
         "pass the device's own file (/dev/vfio/devices/vfioN)");
   }
-  if (spec.iommufd == Iommufd::kOff) return false;
+  if (spec.iommufd == Spec::Iommufd::kOff) return false;
   const SysfsDevice& device = *target.sysfs;
   const bool group_open = std::any_of(groups_.begin(), groups_.end(), [&](const auto& group) {
     return device.group == group->number();

@@ -43,8 +43,8 @@ class Attachment;
 
 class KernelHost {
  public:
-  enum class Iommufd : std::uint8_t { kAuto, kOn, kOff };
   struct Spec {
+    enum class Iommufd : std::uint8_t { kAuto, kOn, kOff };
     std::string sysfs;  // "/sys/bus/pci/devices/0000:3b:00.0", or an mdev's path; or empty
     int fd = -1;        // a VFIO device file; or the device's group, with `sysfs`
     Iommufd iommufd = Iommufd::kAuto;
@@ -90,6 +90,7 @@ class KernelHost {
 
   [[nodiscard]] Outcome<Target> Resolve(const Spec& spec) const;
   [[nodiscard]] Outcome<void> ResolveFd(const Spec& spec, Target& target) const;
+  [[nodiscard]] Outcome<void> NameFile(const Spec& spec, Target& target) const;
   [[nodiscard]] Outcome<bool> UseIommufd(const Spec& spec, const Target& target) const;
 
   [[nodiscard]] Outcome<std::unique_ptr<HostDevice>> OpenByGroup(Target& target);

@@ -6,6 +6,7 @@
 #include <linux/iommufd.h>
 #include <linux/vfio.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
@@ -29,7 +30,7 @@ namespace {
 using iommu::Iova;
 using Log = std::vector<std::string>;
 using Spec = KernelHost::Spec;
-using Iommufd = KernelHost::Iommufd;
+using Iommufd = KernelHost::Spec::Iommufd;
 using DevicePtr = std::unique_ptr<HostDevice>;
 
 constexpr const char* kNvme = "/sys/bus/pci/devices/0000:3b:00.0";
@@ -487,6 +488,52 @@ TEST_CASE("descriptor: an iommufd passed in is used, and others get their own ad
                                        .iommufd = Iommufd::kOff,
                                        .iommufd_fd = iommufd.get()});
   CHECK(failure.kind == Failure::Kind::kConfig);
+}
+
+TEST_CASE("descriptor: a device file has the name sysfs gives it, and must be the one meant") {
+  // /dev/null (1:3) plays the device file: a character device that refuses everything as an unbound
+  // one does.
+  class Refusing final : public KernelCalls {
+   public:
+    explicit Refusing(KernelCalls& next) : next_(next) {}
+    Result<Fd> Open(const std::string& path, int flags) override { return next_.Open(path, flags); }
+    Result<int> IoctlRaw(int fd, unsigned long request, unsigned long argument,
+                         const char* op) override {
+      struct stat status {};
+      if (fstat(fd, &status) == 0 && S_ISCHR(status.st_mode)) return SysError(op, EINVAL);
+      return next_.IoctlRaw(fd, request, argument, op);
+    }
+    Result<std::size_t> Read(int, std::span<std::byte>, std::uint64_t, const char* op) override {
+      return SysError(op, EINVAL);
+    }
+    Result<std::size_t> Write(int, std::span<const std::byte>, std::uint64_t,
+                              const char* op) override {
+      return SysError(op, EINVAL);
+    }
+    Result<Mmap> Map(int, std::uint64_t, std::size_t, int, const char* op) override {
+      return SysError(op, EINVAL);
+    }
+
+   private:
+    KernelCalls& next_;
+  };
+  FakeVfioKernel kernel;
+  kernel.AddDevice("0000:3b:00.0", 12);
+  kernel.AddDevice("0000:5e:00.0", 13);
+  std::filesystem::create_directories(kernel.sysfs() + "/dev/char/1:3");
+  std::filesystem::create_directory_symlink(kernel.sysfs() + "/bus/pci/devices/0000:5e:00.0",
+                                            kernel.sysfs() + "/dev/char/1:3/device");
+  Refusing calls(kernel);
+  KernelHost host(calls, nullptr, kernel.sysfs(), kernel.dev());
+  const Fd file(open("/dev/null", O_RDWR | O_CLOEXEC));
+  const auto other = host.Open({.sysfs = kNvme, .fd = file.get()});
+  REQUIRE_FALSE(other);
+  CHECK(Has(other.error().cause, "the device file of 0000:5e:00.0, not of 0000:3b:00.0"));
+  for (const char* path : {"", kNic}) {
+    const auto taken = host.Open({.sysfs = path, .fd = file.get()});
+    REQUIRE_FALSE(taken);
+    CHECK(Has(taken.error().cause, "cannot take 0000:5e:00.0: it is in use"));
+  }
 }
 
 TEST_CASE("descriptor: of the wrong kind, or closed, is refused and left alone") {

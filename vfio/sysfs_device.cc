@@ -79,7 +79,9 @@ Outcome<SysfsDevice> FindSysfsDevice(const std::string& path) {
   device.group = Number(LinkName(device.path, "iommu_group"));
   std::string name;
   std::ifstream(device.path + "/iommu_group/name") >> name;
-  device.noiommu = name == "vfio-noiommu";
+  // The groups the kernel makes up for mediated devices, which translate by themselves, have that
+  // name as well.
+  device.noiommu = name == "vfio-noiommu" && !device.mediated;
   for (const std::string& entry : Entries(device.path + "/vfio-dev")) {
     if (entry.starts_with("vfio")) {
       device.vfio_file = entry;
@@ -102,11 +104,12 @@ std::vector<GroupMember> Blockers(const SysfsDevice& device) {
   std::vector<GroupMember> blockers;
   const std::string folder = device.path + "/iommu_group/devices";
   for (const std::string& name : Entries(folder)) {
-    const std::string driver = LinkName(folder + "/" + name, "driver");
+    const std::string member = fmt::format("{}/{}", folder, name);
+    const std::string driver = LinkName(member, "driver");
     // The kernel lets bridges keep theirs.
     if (driver.empty() || IsVfioDriver(driver) || driver == "pcieport") continue;
     std::error_code error;
-    if (fs::exists(folder + "/" + name + "/vfio-dev", error)) continue;
+    if (fs::exists(member + "/vfio-dev", error)) continue;
     blockers.push_back({name, driver});
   }
   return blockers;

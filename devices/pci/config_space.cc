@@ -1,6 +1,7 @@
 #include "devices/pci/config_space.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "src/base/check.h"
 
@@ -37,6 +38,21 @@ ConfigSpace::ConfigSpace(const Identity& identity)
   Allow<std::uint16_t>(kStatus, 0, kStatusErrorBits);
   Allow<std::uint8_t>(kCacheLineSize, 0xff);
   Allow<std::uint8_t>(kInterruptLine, 0xff);
+}
+
+void ConfigSpace::Load(ConfigImage image) {
+  const std::size_t size = image.values.size();
+  CHECK(size == kConventionalEnd || size == kConfigEnd);
+  CHECK(image.writable.size() == size && image.write_one_to_clear.size() == size);
+  for (std::size_t i = 0; i < size; ++i) {
+    CHECK((image.writable[i] & image.write_one_to_clear[i]) == 0);
+  }
+  reset_ = image.values;
+  values_ = std::move(image.values);
+  writable_ = std::move(image.writable);
+  w1c_ = std::move(image.write_one_to_clear);
+  next_capability_ = kConventionalEnd;
+  next_extended_ = kConfigEnd;
 }
 
 bool ConfigSpace::Accepts(std::uint32_t offset, std::size_t width) {

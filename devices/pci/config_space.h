@@ -42,9 +42,20 @@ struct ConfigState {
   std::vector<std::uint32_t> registers;
 };
 
+// A whole space as bytes: values after reset, the bits the guest may write, and those it clears by
+// writing 1 (disjoint). All 256 or all 4096 long.
+struct ConfigImage {
+  std::vector<std::uint8_t> values;
+  std::vector<std::uint8_t> writable;
+  std::vector<std::uint8_t> write_one_to_clear;
+};
+
 class ConfigSpace {
  public:
   explicit ConfigSpace(const Identity& identity);
+
+  // Becomes a copy of another function's space, capabilities included: none can be added any more.
+  void Load(ConfigImage image);
 
   // --- the guest's side ---
   // 1, 2 or 4 bytes within one aligned dword, or an aligned 8 bytes (as two dwords). False for any

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "src/base/check.h"
 #include "src/base/log.h"
 
 namespace postern::pci {
@@ -90,6 +91,8 @@ Result<void> MsixTable::Open(std::size_t index) {
   if (v.masked) {
     TRY(v.route->Mask(false));
     v.masked = false;
+    if (observer_ != nullptr)
+      observer_->OnVectorOpened(static_cast<std::uint16_t>(index), v.route->trigger());
   }
   return {};
 }
@@ -127,7 +130,17 @@ void MsixTable::SetControl(bool enable, bool function_masked) {
   function_masked_ = function_masked;
   enabled_.store(enable, std::memory_order_release);
   for (std::size_t i = 0; i < entries_.size(); ++i) Apply(i);
+  if (observer_ != nullptr && enable != was_enabled) {
+    enable ? observer_->OnEnabled() : observer_->OnDisabled();
+  }
   if (!enable && was_enabled) DropPending();
+}
+
+void MsixTable::SetEntry(std::uint16_t vector, const MsixTableEntry& entry) {
+  CHECK(vector < entries_.size());
+  entries_[vector] = {entry.msg_addr_lo & kMsixAddressLowMask, entry.msg_addr_hi, entry.msg_data,
+                      entry.vector_ctl & kVectorMasked};
+  Apply(vector);
 }
 
 void MsixTable::Reset() {
@@ -259,6 +272,7 @@ Result<void> MsixTable::Restore(const MsixState& state) {
     if ((state.pba_entries[i / 64] >> (i % 64) & 1) != 0) Trigger(static_cast<std::uint16_t>(i));
     Apply(i);
   }
+  if (observer_ != nullptr && state.enabled) observer_->OnEnabled();
   return {};
 }
 

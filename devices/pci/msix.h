@@ -47,6 +47,21 @@ struct MsixState {
   bool enabled = false;
 };
 
+// What happens to vectors, for an owner whose signals come from elsewhere (an assigned device): it
+// hands a vector's trigger to the source when the vector is first opened. Called with the
+// function's lock; a call into the table is not allowed from here.
+class MsixObserver {
+ public:
+  virtual ~MsixObserver() = default;
+  // The vector is enabled and unmasked, its route in place: `trigger` delivers from now on, and
+  // collects while the vector is masked. Again at each unmasking.
+  virtual void OnVectorOpened(std::uint16_t vector, const EventFd& trigger) = 0;
+  // After the unmasked vectors were opened; with all masked, too.
+  virtual void OnEnabled() = 0;
+  // After all routes were masked and before what is pending is dropped.
+  virtual void OnDisabled() = 0;
+};
+
 class MsixTable {
  public:
   // 1..2048 vectors.
@@ -71,6 +86,13 @@ class MsixTable {
   // The two guest-writable bits of message control.
   void SetControl(bool enabled, bool function_masked);
   [[nodiscard]] bool enabled() const { return enabled_.load(std::memory_order_acquire); }
+
+  // Outlives the table, or is taken away (null) before it goes.
+  void SetObserver(MsixObserver* observer) { observer_ = observer; }
+  // An entry by other means than the table's registers (MSI, whose registers lie in config space);
+  // reserved bits are dropped. `vector` is below size() (CHECK).
+  void SetEntry(std::uint16_t vector, const MsixTableEntry& entry);
+  [[nodiscard]] std::uint64_t PendingWord(std::size_t index) const { return PbaWord(index); }
 
   // Out-of-range vectors (virtio's NO_VECTOR) signal nothing.
   void Trigger(std::uint16_t vector);
@@ -124,6 +146,7 @@ class MsixTable {
   [[nodiscard]] std::uint32_t GetDword(std::uint64_t offset) const;
 
   bus::InterruptSource& interrupts_;
+  MsixObserver* observer_ = nullptr;  // function's lock
   std::vector<MsixTableEntry> entries_;
   std::unique_ptr<Vector[]> vectors_;
   std::atomic<bool> enabled_{false};

@@ -344,5 +344,46 @@ TEST_CASE("msix: no trigger is lost between masks and unmasks of another thread"
   CHECK(f.interrupts.TakeDelivered().size() == 2);
 }
 
+struct Observer final : MsixObserver {
+  void OnVectorOpened(std::uint16_t vector, const EventFd& trigger) override {
+    events.push_back(vector);
+    last = &trigger;
+  }
+  void OnEnabled() override { events.push_back(-1); }
+  void OnDisabled() override { events.push_back(-2); }
+  std::vector<int> events;
+  const EventFd* last = nullptr;
+};
+
+TEST_CASE("msix: an observer learns of each unmasking, of enabling after it and of disabling") {
+  Fixture f;
+  Observer observer;
+  f.table->SetObserver(&observer);
+  f.Program(2, 0xfee00000, 0x42);
+  f.Mask(2, false);
+  CHECK(observer.events.empty());
+  f.table->SetControl(true, true);
+  f.table->SetControl(true, false);
+  CHECK(observer.events == std::vector<int>{-1, 2});
+  observer.last->Signal();  // as a device with the trigger would
+  CHECK(f.interrupts.TakeDelivered() == std::vector<bus::MsiMessage>{{0xfee00000, 0x42}});
+  f.Mask(2, true);
+  observer.last->Signal();
+  CHECK(f.Pba() == 4);
+  f.Mask(2, false);
+  CHECK(f.interrupts.TakeDelivered().size() == 1);
+  f.Program(3, 0xfee00000, 0x43);
+  f.Mask(3, false);
+  const MsixState state = f.table->Save();
+  f.table->SetControl(false, false);
+  CHECK(observer.events == std::vector<int>{-1, 2, 2, 3, -2});
+  observer.events.clear();
+  REQUIRE(f.table->Restore(state).has_value());
+  CHECK(observer.events == std::vector<int>{2, 3, -1});
+  f.table->Reset();
+  f.table->SetObserver(nullptr);
+  CHECK(observer.events == std::vector<int>{2, 3, -1, -2});
+}
+
 }  // namespace
 }  // namespace postern::pci

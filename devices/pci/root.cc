@@ -81,8 +81,9 @@ std::string Describe(const FunctionInfo& function) {
       fmt::format("{} {:04x}:{:04x} class {:06x} {}\n", ToString(function.bdf), function.vendor,
                   function.device, function.class_code, function.name);
   for (const BarInfo& bar : function.bars) {
-    text += fmt::format("  BAR{} {} {:#x} size {:#x}{}\n", bar.index, KindName(bar.kind),
-                        bar.address, bar.size, bar.mapped ? "" : " (not decoded)");
+    const std::string name = bar.index == kRomIndex ? "ROM" : fmt::format("BAR{}", bar.index);
+    text += fmt::format("  {} {} {:#x} size {:#x}{}\n", name, KindName(bar.kind), bar.address,
+                        bar.size, bar.mapped ? "" : " (not decoded)");
     for (const TileInfo& tile : bar.tiles) {
       text += fmt::format("    {:#x}-{:#x} {} {}\n", tile.offset, tile.offset + tile.length - 1,
                           tile.trapped ? "trapped" : "mapped ", tile.name);
@@ -170,7 +171,7 @@ Result<void> PciRoot::AssignAddresses() {
   for (PciFunction* function : slots_) {
     if (function == nullptr) continue;
     const MutexLock function_lock(function->lock());
-    for (std::size_t i = 0; i < kBarCount; ++i) {
+    for (std::size_t i = 0; i < function->bars().size(); ++i) {
       const std::optional<Bar>& bar = function->bars()[i];
       if (!bar) continue;
       if (const std::uint64_t at = function->BarAddress(i); at != 0) {
@@ -222,7 +223,7 @@ std::vector<FunctionInfo> PciRoot::Functions() {
                       .device = config.Get<std::uint16_t>(kDeviceId),
                       .class_code = config.Get<std::uint32_t>(kRevisionId) >> 8,
                       .bars = {}};
-    for (std::size_t i = 0; i < kBarCount; ++i) {
+    for (std::size_t i = 0; i < function->bars().size(); ++i) {
       const std::optional<Bar>& bar = function->bars()[i];
       if (!bar) continue;
       BarInfo line{i, bar->kind(), function->BarAddress(i), bar->size(), bar->mapped().has_value(),

@@ -199,10 +199,12 @@ Result<void> PciRoot::AssignAddresses() {
       if (Is64Bit(request.kind)) at = high.Place(request.size, kPageSize);
       if (!at) at = low.Place(request.size, kPageSize);
     }
-    if (!at) return Err(Errc::kExhausted, "PCI window");
-    request.address = *at;
+    // PCI Express 3.0 2.1.1.2: a function works without its I/O ranges.
+    if (!at && request.kind != BarKind::kIo) return Err(Errc::kExhausted, "PCI window");
+    request.address = at.value_or(0);
   }
   for (const Request& request : requests) {
+    if (request.address == 0) continue;
     const MutexLock function_lock(request.function->lock());
     request.function->PlaceBar(request.index, request.address);
   }

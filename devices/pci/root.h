@@ -90,7 +90,8 @@ class PciRoot final : private bus::MmioHandler {
 
   // Gives every memory BAR whose register is 0 a place in the windows, largest first, at least page
   // aligned; 64-bit BARs above 4 GiB if there is a window, else and on lack of room below. I/O BARs
-  // likewise. Enables nothing. kExhausted names no BAR: none was placed.
+  // likewise; those without room stay at 0, undecoded. Enables nothing. kExhausted names no BAR:
+  // none was placed.
   [[nodiscard]] Result<void> AssignAddresses();
 
   [[nodiscard]] std::vector<FunctionInfo> Functions();

@@ -123,7 +123,8 @@ class VfioFunction final : public pci::PciFunction, private RegionOwner {
 
   // --- hooks ---
   void OnConfigRead(std::uint32_t offset, std::span<std::byte> data) override;
-  void OnConfigWrite(std::uint32_t offset, std::span<const std::byte> data) override;
+  void OnConfigWrite(std::uint32_t offset, std::span<const std::byte> data) override
+      REQUIRES(lock());
   void OnConfigWritten(std::uint32_t offset, std::span<const std::byte> data) override;
   void OnMemoryDecode(bool on) override;
   void OnBarMapped(std::size_t index) override;
@@ -144,7 +145,7 @@ class VfioFunction final : public pci::PciFunction, private RegionOwner {
   [[nodiscard]] Result<void> Forward(std::uint32_t offset, std::span<const std::byte> data,
                                      bool reset);
   [[nodiscard]] bool AsksForReset(std::uint32_t offset, std::span<const std::byte> data) const;
-  void FunctionLevelReset(std::uint32_t offset, std::span<const std::byte> data);
+  void FunctionLevelReset(std::uint32_t offset, std::span<const std::byte> data) REQUIRES(lock());
   [[nodiscard]] Result<void> PushCommand();
   void PushControl(std::uint32_t at, std::uint32_t offset, std::size_t width);
   void BeforePowerWrite(std::uint32_t offset, std::span<const std::byte> data);

@@ -231,7 +231,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   vfio::VfioFunction::Options options{.id = "fuzz", .rom_bar = (how & 1) != 0};
   if ((how & 2) != 0) options.intx_gsi = 5;
   options.p2p = (how & 4) != 0;
-  if ((how & 8) != 0) options.trap_bars = {how >> 5U};
+  if ((how & 8) != 0) options.trap_bars = {static_cast<unsigned>(how >> 5)};
   auto made = vfio::VfioFunction::Create(std::move(fake), bridge.platform.Get(), *loop,
                                          std::move(options), [] {});
   if (!made) return 0;
@@ -249,9 +249,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (step % 8 == 0) watch.Check();
   }
   watch.Check();
+  error = 0;
   if (!function->lost()) watch.CheckChains();
   CHECK(bridge.root->Remove(*function).has_value());
-  error = 0;
   function.reset();
   CHECK(bridge.mmio.Ranges().size() == 1);  // ECAM
   CHECK(bridge.platform.pages.Mappings().empty());

@@ -544,6 +544,7 @@ TEST_CASE("function: regression teardown order: vectors off, DMA off, then the d
     guest.Command(kMemory | kMaster);
     guest.MsixControl(true);
     last.clear();
+    guest.Unplug();
   }
   REQUIRE(last.size() == 4);
   CHECK(last[0].op == Op::kDisable);

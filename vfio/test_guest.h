@@ -61,7 +61,13 @@ class TestGuest {
     CHECK(bridge.root->AssignAddresses().has_value());
     (void)device->TakeCalls();
   }
-  ~TestGuest() { Unplug(); }
+  ~TestGuest() {
+    if (function == nullptr) return;
+    // They may refer to what the test made after this.
+    device->fail = nullptr;
+    device->on_call = nullptr;
+    Unplug();
+  }
   TestGuest(const TestGuest&) = delete;
   TestGuest& operator=(const TestGuest&) = delete;
 
@@ -79,7 +85,10 @@ class TestGuest {
     bridge.Config<U>(at, offset, value);
   }
   void Command(std::uint16_t value) { Config<std::uint16_t>(pci::kCommand, value); }
-  [[nodiscard]] std::uint64_t Bar(std::size_t index) const { return function->BarAddress(index); }
+  [[nodiscard]] std::uint64_t Bar(std::size_t index) const {
+    const MutexLock hold(function->lock());
+    return function->BarAddress(index);
+  }
   template <typename U>
   U Read(std::size_t bar, std::uint64_t offset) {
     return bridge.Read<U>(Bar(bar) + offset);

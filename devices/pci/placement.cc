@@ -75,8 +75,9 @@ Result<void> Placement::Place() {
   std::ranges::stable_sort(requests_, std::ranges::greater{}, &Request::size);
   for (Request& request : requests_) {
     const std::optional<std::uint64_t> at = Find(request);
-    if (!at) return Err(Errc::kExhausted, "PCI window");
-    request.address = *at;
+    // PCI Express 3.0 2.1.1.2: a function works without its I/O ranges.
+    if (!at && request.kind != BarKind::kIo) return Err(Errc::kExhausted, "PCI window");
+    request.address = at.value_or(0);
   }
   Write();
   return {};
@@ -85,6 +86,7 @@ Result<void> Placement::Place() {
 void Placement::Write() {
   std::map<RootPort*, std::pair<Window, Window>> ports;
   for (const Request& request : requests_) {
+    if (request.address == 0) continue;
     if (request.port != nullptr) {
       auto& [low, high] = ports[request.port];
       (Is64Bit(request.kind) ? high : low) = {request.address, request.size};

@@ -1,6 +1,7 @@
 #include "devices/pci/root.h"
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <random>
 #include <vector>
@@ -159,7 +160,8 @@ TEST_CASE("root: a window that is too small fails whole; 64-bit BARs fall back b
   CHECK(root->Remove(too_much).has_value());
   PlainFunction io({{0, BarKind::kIo, 8}});
   CHECK(root->Add(io).has_value());
-  CHECK(root->AssignAddresses().error().code == Errc::kExhausted);
+  CHECK(root->AssignAddresses().has_value());
+  CHECK(io.BarAddress(0) == 0);
   root.reset();
 }
 
@@ -227,6 +229,27 @@ TEST_CASE("root: random accesses keep the address map sound") {
   bridge.root.reset();
   CHECK(bridge.mmio.Ranges().empty());
   CHECK(bridge.platform.pages.Mappings().empty());
+}
+
+TEST_CASE(
+    "root: I/O BARs that find no room stay at 0, and the memory BARs are placed all the same") {
+  FakeBridge bridge;
+  bus::Bus mmio;
+  Windows windows = FakeBridge::kWindows;
+  windows.io = {};
+  auto root = PciRoot::Create({memory::Gpa(FakeBridge::kEcam), windows}, mmio, nullptr,
+                              bridge.platform.Get())
+                  .value();
+  PlainFunction function({{0, BarKind::kIo, 32}, {1, BarKind::kMem32, 0x1000}});
+  const Bdf at = root->Add(function).value();
+  REQUIRE(root->AssignAddresses().has_value());
+  CHECK(function.BarAddress(0) == 0);
+  CHECK(function.BarAddress(1) != 0);
+  const std::array<std::byte, 2> command{std::byte{3}, std::byte{0}};
+  mmio.Write(FakeBridge::ConfigAddress(at, kCommand), command);
+  CHECK(!function.bars()[0]->mapped());
+  CHECK(function.bars()[1]->mapped());
+  CHECK(root->Remove(function).has_value());
 }
 
 }  // namespace

@@ -31,13 +31,13 @@ vfio::KernelHost::Spec SpecOf(const AssignedConfig& config) {
   spec.iommufd_fd = config.iommufd_fd;
   switch (config.iommufd) {
     case AssignedConfig::Iommufd::kAuto:
-      spec.iommufd = vfio::KernelHost::Iommufd::kAuto;
+      spec.iommufd = vfio::KernelHost::Spec::Iommufd::kAuto;
       break;
     case AssignedConfig::Iommufd::kOn:
-      spec.iommufd = vfio::KernelHost::Iommufd::kOn;
+      spec.iommufd = vfio::KernelHost::Spec::Iommufd::kOn;
       break;
     case AssignedConfig::Iommufd::kOff:
-      spec.iommufd = vfio::KernelHost::Iommufd::kOff;
+      spec.iommufd = vfio::KernelHost::Spec::Iommufd::kOff;
       break;
   }
   return spec;

@@ -175,9 +175,8 @@ void TestFunction::WriteRegisters(std::uint64_t offset, std::span<const std::byt
     const std::uint64_t at = offset + i;
     if (at >= kEngineStatus && at < kEngineStatus + 4) {
       registers_[at] &= ~from[i];
-    } else if (at >= kEngineSource && at < kEngineDoorbell) {
-      registers_[at] = from[i];
-    } else if (at >= kEngineScratch && at < kEngineScratch + 8) {
+    } else if ((at >= kEngineSource && at < kEngineDoorbell) ||
+               (at >= kEngineScratch && at < kEngineScratch + 8)) {
       registers_[at] = from[i];
     } else if (at == kEngineDoorbell) {
       rung_ = true;

@@ -13,7 +13,7 @@ namespace postern::vfio {
 namespace {
 
 // Replies the server has not taken: beyond this nothing more of it is read.
-constexpr std::size_t kMaxBacklog = 256 * 1024;
+constexpr std::size_t kMaxBacklog = std::size_t{256} * 1024;
 // Requests served before the loop looks after other devices.
 constexpr unsigned kRequestsARound = 16;
 constexpr std::uint32_t kMaxErrno = 4095;

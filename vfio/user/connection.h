@@ -86,7 +86,7 @@ class UserConnection final : private EventHandler {
     // A command the server does not answer.
     [[nodiscard]] Result<void> Post(UserCommand command, std::span<const std::byte> payload) const;
     // The server broke a rule in what it answered: it has vanished.
-    Unexpected Refuse(const Error& reason) const;
+    [[nodiscard]] Unexpected Refuse(const Error& reason) const;
     // Why it has vanished.
     [[nodiscard]] const std::optional<Error>& reason() const {
       return connection_.channel_.closed();

@@ -49,7 +49,7 @@ std::function<void(Bytes&)> Resize(std::ptrdiff_t by, bool tell = true) {
     if (tell) Put(bytes, 4, static_cast<std::uint32_t>(size));
   };
 }
-std::function<void(Bytes&)> Text(std::string text) {
+std::function<void(Bytes&)> Text(const std::string& text) {
   return [=](Bytes& bytes) {
     bytes.resize(20 + text.size() + 1);
     std::memcpy(bytes.data() + 20, text.c_str(), text.size() + 1);
@@ -439,6 +439,7 @@ TEST_CASE("vfio-user hostile: threads that wait for a silent server all get thei
   const auto device = rig.Connect(server, {.timeout_ms = kShort});
   const auto start = std::chrono::steady_clock::now();
   std::vector<Thread> threads;
+  threads.reserve(8);
   for (int i = 0; i < 8; ++i) {
     threads.push_back(Thread::Start("caller", [&] {
                         if (device->Reset()) std::abort();

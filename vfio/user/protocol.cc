@@ -23,7 +23,7 @@ template <typename T>
 Result<T> Take(std::span<const std::byte> from, std::size_t offset, const char* what) {
   static_assert(std::is_trivially_copyable_v<T>);
   if (offset > from.size() || from.size() - offset < sizeof(T)) return Broken(what);
-  T value;
+  T value{};
   std::memcpy(&value, from.data() + offset, sizeof(T));
   return value;
 }

@@ -90,7 +90,7 @@ void Speak(std::span<const std::byte> bytes) {
   CHECK(setsockopt(socket->get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) == 0);
   // Blocking from here on: until the server has answered what it could and closed.
   CHECK(fcntl(socket->get(), F_SETFL, 0) == 0);
-  std::array<std::byte, 4096> answer;
+  std::array<std::byte, 4096> answer{};
   ssize_t n = 0;
   do {
     n = recv(socket->get(), answer.data(), answer.size(), 0);

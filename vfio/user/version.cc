@@ -49,7 +49,7 @@ Result<UserCapabilities> ReadCapabilities(const Json& json) {
 }  // namespace
 
 Result<UserVersion> ParseVersion(std::span<const std::byte> payload) {
-  WireVersion raw;
+  WireVersion raw{};
   if (payload.size() < sizeof(raw)) return Err(Errc::kPeerProtocol, "VERSION");
   std::memcpy(&raw, payload.data(), sizeof(raw));
   UserVersion version{raw.major.get(), raw.minor.get(), {}};

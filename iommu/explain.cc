@@ -77,10 +77,12 @@ Failure ExplainMemlock(const AddressSpace& space, memory::Gpa at, std::uint64_t 
       "{}: the limit of locked memory (RLIMIT_MEMLOCK) is {}, {} are needed for it alone",
       What(space, at, length), FormatSize(limit), FormatSize(length));
   if (limit >= length) {
-    cause += ", and what is pinned already counts too, once for each container";
+    cause += space.name() == "iommufd"
+                 ? ", and what this user's processes have pinned already counts too"
+                 : ", and what is pinned already counts too, once for each container";
   }
   return Host(std::move(cause),
-              "raise it to all of the guest's memory for each container: 'ulimit -l unlimited', "
+              "raise it to all that is pinned: 'ulimit -l unlimited', "
               "LimitMEMLOCK=infinity in a systemd unit, or memlock in /etc/security/limits.conf; "
               "or give CAP_IPC_LOCK");
 }

@@ -31,7 +31,7 @@ std::optional<unsigned> GroupNumber(const std::string& path) {
   return number;
 }
 
-std::string Failed(std::string line, int error) {
+std::string Failed(const std::string& line, int error) {
   const char* name = strerrorname_np(error);
   return line + " = " + (name != nullptr ? name : std::to_string(error));
 }

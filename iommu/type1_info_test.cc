@@ -130,8 +130,9 @@ TEST_CASE("type1: a chain that loops, goes back or leads outside is malformed") 
     PutCap(bytes, kFixed, 77, kFixed + 8);
     PutCap(bytes, kFixed + 8, 78, kFixed);
   }
-  SUBCASE("into its own header") {
+  SUBCASE("into its own header, which reads as the end of a chain from there") {
     PutCap(bytes, kFixed, 77, kFixed + 4);
+    PutCap(bytes, kFixed + 8, 0, 0, 0);
   }
   SUBCASE("into the struct") {
     PutCap(bytes, kFixed, 77, 8);

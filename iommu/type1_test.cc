@@ -36,7 +36,7 @@ struct World {
     container = *Type1Container::Open(kernel);
     group = *kernel.Open("/dev/vfio/26", O_RDWR);
   }
-  HostRange Ram(std::uint64_t offset = 0, std::uint64_t length = kRam) const {
+  [[nodiscard]] HostRange Ram(std::uint64_t offset = 0, std::uint64_t length = kRam) const {
     return {.address = ram.data() + offset, .length = length};
   }
   Fd OpenGroup(unsigned number, const FakeHardware& hardware) {

@@ -12,8 +12,6 @@
 namespace postern::vfio {
 namespace {
 
-using pci::COMMAND;
-
 // The kernel answers EAGAIN while another function of the device, or its own driver core, holds the
 // device's lock: for moments.
 constexpr int kResetTries = 10;
@@ -262,7 +260,7 @@ void VfioFunction::OnReset() {
     reset =
         Forward(reset_write_->offset,
                 std::span<const std::byte>(reset_write_->data).first(reset_write_->width), true);
-  } else if (device_->info().can_reset) {
+  } else if (LeaveLowPower(); device_->info().can_reset) {
     reset = ResetDevice();
   } else if (lost()) {
     return;
@@ -280,11 +278,14 @@ void VfioFunction::OnReset() {
   }
 }
 
+void VfioFunction::LeaveLowPower() {
+  if (power_state_ == 0) return;
+  const std::array<std::byte, 2> d0{};
+  Result<void> written = WriteDevice(plan_.power + pci::kPowerControl, d0);
+  if (written) power_state_ = 0;
+}
+
 Result<void> VfioFunction::ResetDevice() {
-  if (power_state_ != 0) {
-    const std::array<std::byte, 2> d0{};
-    (void)WriteDevice(plan_.power + pci::kPowerControl, d0);
-  }
   for (int tries = 1;; ++tries) {
     Result<void> reset = device_->Reset();
     if (reset || reset.error().sys_errno != EAGAIN || tries == kResetTries) return reset;

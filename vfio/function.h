@@ -21,8 +21,9 @@
 //
 // Ownership: owns the device; borrows platform and loop; removed from its root before it is
 // destroyed, from any thread but one that holds its lock. Threads: the function's lock; events
-// arrive on the loop's thread. `on_request` runs there, once, without the lock. Source: Linux
-// Documentation/driver-api/vfio.rst; PCI 3.0 chapter 6; PCI Express Base 3.0 6.6.2 (FLR).
+// arrive on the loop's thread. `on_request` runs there, once, without the lock, and does not
+// destroy the function. Source: Linux Documentation/driver-api/vfio.rst; PCI 3.0 chapter 6; PCI
+// Express Base 3.0 6.6.2 (FLR).
 
 #include <array>
 #include <atomic>
@@ -110,13 +111,15 @@ class VfioFunction final : public pci::PciFunction, private RegionOwner {
   // --- set-up (function_setup.cc) ---
   [[nodiscard]] static Outcome<Parts> Examine(std::unique_ptr<HostDevice> device,
                                               const Options& options);
-  [[nodiscard]] Result<void> Init(bus::InterruptSource& interrupts);
+  [[nodiscard]] Result<void> Init(bus::InterruptSource& interrupts) EXCLUDES(lock());
+  [[nodiscard]] Result<void> AddParts(bus::InterruptSource& interrupts) REQUIRES(lock());
   [[nodiscard]] Result<void> AddBars(bus::InterruptSource& interrupts);
   [[nodiscard]] Result<void> AddTiledBar(const BarShape& shape, pci::MsixTable* table);
   [[nodiscard]] pci::Tile TileOf(const BarShape& shape, const Piece& piece, pci::MsixTable* table);
   [[nodiscard]] std::optional<pci::Tile> MapPiece(const BarShape& shape, const Piece& piece);
   void AddRomIfAny();
   [[nodiscard]] Result<void> ReadRom(std::span<std::byte> to);
+  // Without the lock: the loop's thread may be waiting for it in a handler of an earlier one.
   [[nodiscard]] Result<void> WatchSignals();
   [[nodiscard]] Result<void> Watch(std::unique_ptr<Signal>& slot, std::uint32_t irq,
                                    std::function<void()> function);
@@ -150,6 +153,7 @@ class VfioFunction final : public pci::PciFunction, private RegionOwner {
   void PushControl(std::uint32_t at, std::uint32_t offset, std::size_t width);
   void BeforePowerWrite(std::uint32_t offset, std::span<const std::byte> data);
   void AfterPowerWrite(std::uint32_t offset, std::size_t width);
+  void LeaveLowPower();
   [[nodiscard]] Result<void> ResetDevice();
   void Note(const Error& error, const char* what);
   void Lose(Loss loss);

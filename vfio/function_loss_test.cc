@@ -147,6 +147,33 @@ TEST_CASE("hostile: regression: a device whose config space turns all ones after
   CHECK(guest.Mappings() == 0);
 }
 
+TEST_CASE("error: signalled while the function is being made, with the loop running") {
+  auto loop = EventLoop::Create().value();
+  std::thread thread([&] { loop->Run(); });
+  bus::FakePlatform platform;
+  auto fake = MakeDevice();
+  FakeHostDevice* device = fake.get();
+  device->on_call = [device](const Call& call) {
+    if (call.op == Op::kSetVectors && call.index == kRequestIrq) (void)device->Fire(kErrorIrq);
+  };
+  auto function = VfioFunction::Create(std::move(fake), platform.Get(), *loop, {}, [] {}).value();
+  while (!function->lost()) std::this_thread::yield();
+  function.reset();
+  loop->Stop();
+  thread.join();
+}
+
+TEST_CASE("vanished: in the middle of set-up, where that can be survived") {
+  TestGuest guest(MakeDevice([](FakeHostDevice& d) {
+                    d.AddIntx();
+                    d.fail = [](const Call& call) { return call.op == Op::kMaskIntx ? ENODEV : 0; };
+                  }),
+                  {.intx_gsi = 5});
+  guest.loop->RunOnce(0);
+  CHECK(guest.function->lost());
+  CHECK(guest.Config<std::uint32_t>(0) == 0xffffffff);
+}
+
 TEST_CASE("threads: errors and requests arrive on the loop while vCPUs use the device") {
   auto fake = MakeDevice([](FakeHostDevice& d) { d.AddMsix(4); });
   TestGuest guest(std::move(fake));

@@ -100,7 +100,17 @@ VfioFunction::VfioFunction(Parts parts, const bus::Platform& platform, EventLoop
 }
 
 Result<void> VfioFunction::Init(bus::InterruptSource& interrupts) {
-  const MutexLock hold(lock());
+  {
+    const MutexLock hold(lock());
+    TRY(AddParts(interrupts));
+  }
+  TRY(WatchSignals());
+  // Lost already: whoever noticed had no signal to give yet.
+  if (lost()) loss_signal_->event().Signal();
+  return {};
+}
+
+Result<void> VfioFunction::AddParts(bus::InterruptSource& interrupts) {
   if (plan_.dropped + plan_.refused + shapes_.refused != 0) {
     LOG_INFO("vfio", "{}: {} capabilities not shown, {} refused, {} BARs refused", name(),
              plan_.dropped, plan_.refused, shapes_.refused);
@@ -118,7 +128,6 @@ Result<void> VfioFunction::Init(bus::InterruptSource& interrupts) {
   TRY(AddBars(interrupts));
   if (options_.rom_bar) AddRomIfAny();
   interrupts_->Follow(msix(), msi());
-  TRY(WatchSignals());
   interrupts_->Resume();
   if (interrupts_->has_intx()) {
     const std::uint32_t gsi = *options_.intx_gsi;

@@ -345,8 +345,25 @@ TEST_CASE("function: reset by the machine tries again while the device is busy")
   }
   CHECK(Only(guest.device->TakeCalls(), Op::kReset).size() == 10);
   CHECK(guest.Counter("vfio_reset_failures") == 1);
+  CHECK(guest.Mappings() == 0);
   guest.Command(kMemory);
   CHECK(guest.Mappings() == 2);  // it goes on as it is
+}
+
+TEST_CASE("function: a reset that fails, or is none, leaves no device behind in D3") {
+  for (const bool resets : {false, true}) {
+    CAPTURE(resets);
+    TestGuest guest(MakeDevice([=](FakeHostDevice& d) { d.device.can_reset = resets; }));
+    guest.Config<std::uint8_t>(kPowerAt + 4, 3);
+    guest.device->fail = [](const Call& call) { return call.op == Op::kReset ? EIO : 0; };
+    {
+      const MutexLock lock(guest.function->lock());
+      guest.function->Reset();
+    }
+    CHECK((guest.Config<std::uint8_t>(kPowerAt + 4) & 3) == 0);
+    guest.Command(kMemory);
+    CHECK(guest.Mappings() == 2);
+  }
 }
 
 TEST_CASE("function: a device without reset is stopped, and its registers start again") {

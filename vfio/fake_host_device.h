@@ -65,7 +65,7 @@ class FakeHostDevice final : public HostDevice {
     kReset
   };
   struct Call {
-    Op op;
+    Op op = Op::kRead;
     std::uint32_t index = 0;   // region or irq
     std::uint64_t offset = 0;  // or first vector, or masked
     std::uint64_t value =

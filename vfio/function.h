@@ -173,9 +173,9 @@ class VfioFunction final : public pci::PciFunction, private RegionOwner {
   std::unique_ptr<Signal> error_signal_, request_signal_, loss_signal_;
 
   struct PeerMap {
-    std::size_t bar;
+    std::size_t bar = 0;
     iommu::Iova at;
-    std::uint64_t length;
+    std::uint64_t length = 0;
   };
   std::vector<PeerMap> peer_maps_;
   std::optional<std::uint16_t> command_;  // what the device was told last

@@ -105,10 +105,9 @@ struct Watch {
       CHECK(device->Event(irq, count) == -1);
     }
     const bool decoding = (function->config().Get<std::uint16_t>(pci::kCommand) & 2) != 0;
-    std::vector<pci::Window> taken;
     for (const auto& mapping : bridge->platform.pages.Mappings()) {
       CHECK(decoding);
-      CHECK(!function->lost() || lost_pending);
+      CHECK(!function->lost());
       CHECK(pci::FakeBridge::kWindows.memory32.Contains(mapping.gpa.value, mapping.pages.length) ||
             pci::FakeBridge::kWindows.memory64.Contains(mapping.gpa.value, mapping.pages.length));
       CHECK(mapping.gpa.value % 4096 == 0);
@@ -130,11 +129,10 @@ struct Watch {
       CHECK(++steps <= 960);
     }
   }
-  pci::FakeBridge* bridge;
-  vfio::FakeHostDevice* device;
-  vfio::VfioFunction* function;
+  pci::FakeBridge* bridge = nullptr;
+  vfio::FakeHostDevice* device = nullptr;
+  vfio::VfioFunction* function = nullptr;
   pci::Bdf where;
-  bool lost_pending = false;
 };
 
 void Access(bus::Bus& bus, std::uint64_t address, std::size_t width, bool write,
@@ -168,14 +166,11 @@ void Step(Input& input, Watch& watch, EventLoop& loop, int& error) {
   switch (control >> 3 & 7) {
     case 0:
     case 1:
-    case 2: {
-      const auto offset = static_cast<std::uint32_t>(input.Take(1));
-      Access(bridge.mmio, pci::FakeBridge::ConfigAddress(watch.where, offset), width, write,
-             input.Take(width));
-      return;
-    }
+    case 2:
     case 3: {
-      const auto offset = static_cast<std::uint32_t>(input.Take(2) % 0x1000);
+      // Mostly the header and the capabilities, where the side effects are.
+      const bool anywhere = (control >> 3 & 3) == 3;
+      const auto offset = static_cast<std::uint32_t>(input.Take(anywhere ? 2 : 1) % 0x1000);
       Access(bridge.mmio, pci::FakeBridge::ConfigAddress(watch.where, offset), width, write,
              input.Take(width));
       return;
@@ -200,14 +195,11 @@ void Step(Input& input, Watch& watch, EventLoop& loop, int& error) {
         // From now on some calls fail; ENODEV is for good.
         static constexpr std::array<int, 4> kErrors{0, EIO, EAGAIN, ENODEV};
         error = kErrors[control & 3];
-        return;
-      }
-      if (write) {
+      } else if (write) {
         State(*watch.function, (control & 1) != 0);
       } else {
         loop.RunOnce(0);
         loop.RunOnce(0);
-        watch.lost_pending = false;
       }
       return;
   }

@@ -145,6 +145,7 @@ TEST_CASE("msix: disabled with something pending, nothing comes after it is enab
   CHECK(guest.device->enabled() == kIrqCount);
   CHECK(!guest.device->Fire(kMsixIrq, 1));
   guest.MsixControl(true);
+  CHECK(guest.device->Event(kMsixIrq, 1) == -1);  // not before it is unmasked
   CHECK(guest.Pba() == 0);
   guest.MaskMsix(1, false);
   CHECK(guest.Delivered().empty());

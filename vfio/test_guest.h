@@ -110,7 +110,7 @@ class TestGuest {
     return list;
   }
   std::size_t Mappings() { return bridge.platform.pages.Mappings().size(); }
-  std::uint64_t Counter(std::string_view name) const {
+  [[nodiscard]] std::uint64_t Counter(std::string_view name) const {
     OneCounter counter(name);
     function->ReportCounters(counter);
     return counter.found;

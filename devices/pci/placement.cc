@@ -34,7 +34,7 @@ std::optional<std::uint64_t> Placement::Allocator::Find(std::uint64_t size, std:
 
 void Placement::AddBars(PciFunction& function) {
   const MutexLock lock(function.lock());
-  for (std::size_t i = 0; i < kBarCount; ++i) {
+  for (std::size_t i = 0; i < function.bars().size(); ++i) {
     const std::optional<Bar>& bar = function.bars()[i];
     if (!bar) continue;
     const std::uint64_t at = function.BarAddress(i);

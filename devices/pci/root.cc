@@ -47,7 +47,7 @@ FunctionInfo InfoOf(Bdf where, PciFunction& function) {
                     .device = config.Get<std::uint16_t>(kDeviceId),
                     .class_code = config.Get<std::uint32_t>(kRevisionId) >> 8,
                     .bars = {}};
-  for (std::size_t i = 0; i < kBarCount; ++i) {
+  for (std::size_t i = 0; i < function.bars().size(); ++i) {
     const std::optional<Bar>& bar = function.bars()[i];
     if (!bar) continue;
     BarInfo line{i, bar->kind(), function.BarAddress(i), bar->size(), bar->mapped().has_value(),

@@ -56,6 +56,8 @@ class Machine {
   // gone, which may be never. Not for devices that were there from the start.
   [[nodiscard]] Outcome<void> RemoveDevice(const std::string& id, std::function<void()> done);
   // Takes it out without asking: to the guest it vanished, and what it had not written yet is lost.
+  // Linux 6.12's virtio-pci then waits for ever for the reset of what is not there, so that such a
+  // guest can no longer shut down in order.
   // Ends a RemoveDevice that waits (its `done` runs in here).
   [[nodiscard]] Outcome<void> PullDevice(const std::string& id);
   [[nodiscard]] std::vector<DeviceInfo> Devices() const;

@@ -20,6 +20,25 @@ disk() {
     [ "$(cat "$folder/serial" 2>/dev/null)" = "$1" ] && basename "$folder"
   done
 }
+# appears SERIAL: waits for the disk and sets name
+appears() {
+  for _ in $(seq 1 600); do
+    name=$(disk "$1")
+    [ -n "$name" ] && [ -b "/dev/$name" ] && return
+    sleep 0.1
+  done
+  fail "disk $1" "did not appear"
+  return 1
+}
+# vanishes SERIAL
+vanishes() {
+  for _ in $(seq 1 600); do
+    [ -z "$(disk "$1")" ] && return
+    sleep 0.1
+  done
+  fail "disk $1" "did not vanish"
+  return 1
+}
 # interface MAC: the name of the interface with this address
 interface() {
   for folder in /sys/class/net/*; do

@@ -245,7 +245,7 @@ class Check:
 
     def unit(self, results):
         self.bazel("unit", results, "test",
-                   ["--config=release", "--build_tests_only", "--test_tag_filters=-fuzz,-bench", "//..."])
+                   ["--config=release", "--build_tests_only", "--test_tag_filters=-fuzz,-bench,-requires-vfio", "//..."])
 
     def fuzz(self, results):
         self.bazel("fuzz", results, "test",
@@ -255,7 +255,7 @@ class Check:
         more = []
         if self.long:
             more = [f"--test_env=POSTERN_FUZZ_SECONDS={LONG_FUZZ_SECONDS}", "--test_timeout=900"]
-        self.bazel("asan", results, "test", ["--config=asan", "--test_tag_filters=-bench,-one-config", *more, "//..."])
+        self.bazel("asan", results, "test", ["--config=asan", "--test_tag_filters=-bench,-one-config,-requires-vfio", *more, "//..."])
 
     def tsan(self, results):
         self.bazel("tsan", results, "test",

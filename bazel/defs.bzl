@@ -62,6 +62,11 @@ _TEST_COPTS = [
     "-U_FORTIFY_SOURCE",
 ]
 
+_COLD_COPTS = select({
+    "//bazel:release": ["-Os"],
+    "//conditions:default": [],
+})
+
 def _static_when_released(linkopts):
     return linkopts + select({
         # gold, which Bazel picks where it finds it, cannot link static-pie.
@@ -73,19 +78,20 @@ def _static_when_released(linkopts):
         "//conditions:default": [],
     })
 
-def postern_cc_library(name, copts = [], **kwargs):
+def postern_cc_library(name, copts = [], cold = False, **kwargs):
+    """cold: it runs at start, at the end or on request, never while a guest works: smaller beats faster."""
     native.cc_library(
         name = name,
-        copts = POSTERN_COPTS + copts,
+        copts = POSTERN_COPTS + (_COLD_COPTS if cold else []) + copts,
         linkstatic = True,
         **kwargs
     )
 
-def postern_cc_binary(name, copts = [], linkopts = [], **kwargs):
-    """An executable that ships. With --config=release: one static-pie file without a dynamic loader."""
+def postern_cc_binary(name, copts = [], linkopts = [], cold = False, **kwargs):
+    """An executable that ships. With --config=release: one static-pie file without a dynamic loader. cold: as for a library."""
     native.cc_binary(
         name = name,
-        copts = POSTERN_COPTS + copts,
+        copts = POSTERN_COPTS + (_COLD_COPTS if cold else []) + copts,
         linkopts = _static_when_released(linkopts),
         linkstatic = True,
         **kwargs

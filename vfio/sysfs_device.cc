@@ -4,36 +4,18 @@
 #include <sys/sysmacros.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
-#include <filesystem>
-#include <fstream>
-#include <system_error>
+#include <cstring>
 #include <utility>
 
 #include <fmt/core.h>
 
 #include "src/base/text.h"
+#include "vfio/sysfs.h"
 
 namespace postern::vfio {
 namespace {
-
-namespace fs = std::filesystem;
-
-// The last part of where a link of the folder points; empty if there is none.
-std::string LinkName(const std::string& folder, const char* link) {
-  std::error_code error;
-  return fs::read_symlink(folder + "/" + link, error).filename().string();
-}
-
-std::vector<std::string> Entries(const std::string& folder) {
-  std::vector<std::string> names;
-  std::error_code error;
-  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
-    names.push_back(it->path().filename().string());
-  }
-  std::sort(names.begin(), names.end());
-  return names;
-}
 
 std::optional<unsigned> Number(const std::string& text) {
   unsigned value = 0;
@@ -59,30 +41,27 @@ bool SysfsDevice::vfio_bound() const {
 }
 
 Outcome<SysfsDevice> FindSysfsDevice(const std::string& path) {
-  std::error_code error;
-  const fs::path canonical = fs::canonical(path, error);
-  if (error) {
+  SysfsDevice device;
+  device.path = RealPath(path);
+  if (device.path.empty()) {
     return ConfigFailure(
-        fmt::format("no device at '{}': {}", Escaped(path), error.message()),
+        fmt::format("no device at '{}': {}", Escaped(path), strerrordesc_np(errno)),
         "check the address: lspci -D lists PCI devices, /sys/bus/mdev/devices mediated ones");
   }
-  SysfsDevice device;
-  device.path = canonical.string();
-  device.name = canonical.filename().string();
-  const std::string subsystem = LinkName(device.path, "subsystem");
+  device.name = device.path.substr(device.path.rfind('/') + 1);
+  const std::string subsystem = LinkName(device.path + "/subsystem");
   if (subsystem.empty()) {
     return ConfigFailure(fmt::format("'{}' is not a device of sysfs", Escaped(path)),
                          "give a device's folder, such as /sys/bus/pci/devices/0000:3b:00.0");
   }
   device.mediated = subsystem == "mdev";
-  device.driver = LinkName(device.path, "driver");
-  device.group = Number(LinkName(device.path, "iommu_group"));
-  std::string name;
-  std::ifstream(device.path + "/iommu_group/name") >> name;
+  device.driver = LinkName(device.path + "/driver");
+  device.group = Number(LinkName(device.path + "/iommu_group"));
+  const std::string name = ReadLine(device.path + "/iommu_group/name").value_or("");
   // The groups the kernel makes up for mediated devices, which translate by themselves, have that
   // name as well.
   device.noiommu = name == "vfio-noiommu" && !device.mediated;
-  for (const std::string& entry : Entries(device.path + "/vfio-dev")) {
+  for (const std::string& entry : ListFolder(device.path + "/vfio-dev")) {
     if (entry.starts_with("vfio")) {
       device.vfio_file = entry;
       break;
@@ -103,13 +82,12 @@ Outcome<SysfsDevice> FindDeviceOfFile(int fd, const std::string& root) {
 std::vector<GroupMember> Blockers(const SysfsDevice& device) {
   std::vector<GroupMember> blockers;
   const std::string folder = device.path + "/iommu_group/devices";
-  for (const std::string& name : Entries(folder)) {
+  for (const std::string& name : ListFolder(folder)) {
     const std::string member = fmt::format("{}/{}", folder, name);
-    const std::string driver = LinkName(member, "driver");
+    const std::string driver = LinkName(member + "/driver");
     // The kernel lets bridges keep theirs.
     if (driver.empty() || IsVfioDriver(driver) || driver == "pcieport") continue;
-    std::error_code error;
-    if (fs::exists(member + "/vfio-dev", error)) continue;
+    if (Exists(member + "/vfio-dev")) continue;
     blockers.push_back({name, driver});
   }
   return blockers;

@@ -119,13 +119,13 @@ Outcome<std::string> DeviceSet::AddDevice(const DeviceConfig& device) {
   Outcome<Entry> made = disk != nullptr ? MakeDisk(*disk, *id) : MakeAssigned(*foreign, *id);
   if (!made) return tl::unexpected(made.error());
   made->port = port;
+  ++added_;
   entries_.push_back(std::move(*made));
   Entry& entry = entries_.back();
   if (Result<void> r = port->Plug(entry.assigned != nullptr ? *entry.assigned : *entry.pci); !r) {
     Discard(*id);
     return HostFailure(fmt::format("device '{}'", *id), r.error());
   }
-  ++added_;
   LOG_INFO(kLog, "device '{}' added in slot {}", *id, port->options().slot);
   return id;
 }
@@ -192,15 +192,14 @@ void DeviceSet::GiveBack(const std::string& id) {
     // In a fixed slot there is no way to ask: for the guest it is a device that vanished.
     (void)root_->Remove(*found->assigned);
     Discard(id);
-    ++removed_;
     return;
   }
   if (!found->port->unplug_pending()) (void)RemoveDevice(id, [] {});
   // The same port with the same device: another may be in it by then.
   pci::RootPort* const port = found->port;
   const pci::PciFunction* const function = found->assigned;
-  host_.control.After(kGiveBackMs, [port, function] {
-    if (port->function() == function) (void)port->Pull();
+  host_.control.After(kGiveBackMs, [this, id, port, function] {
+    if (port->function() == function) (void)PullDevice(id);
   });
 }
 

@@ -42,6 +42,15 @@ guest_with_nvme() { # NAME KERNEL [ARGUMENTS-FOR-POSTERN...]
   vm_ends "$name: poweroff" 0
   guest_results "$name"
   grep -ao 'RIG INTERRUPTS.*' "$vm_console" | sed 's/^/#   /'
+  # Registers are mapped pages: not one access came to Postern, and no interrupt passed through a thread of it.
+  expect "$name: accesses to the disk's registers that Postern saw, its errors and losses" "$(/usr/bin/python3 - metrics.json << 'END'
+import json, sys
+device = json.loads(open(sys.argv[1], encoding="ascii").read().splitlines()[-1])["devices"]["device0"]
+seen = sum(value for key, value in device.items() if key.startswith("vfio_bar") and key.endswith(("_reads", "_writes")))
+print(seen, device["msix_triggers"], device["vfio_device_errors"], device["vfio_losses"], device["vfio_interrupt_errors"])
+END
+)" "0 0 0 0 0"
+  rm -f metrics.json
   "$POSTERN" unbind "$nvme" > bind.log 2>&1
   expect "$name: unbind" "$?: $(driver_of "$nvme")" "0: nvme"
   detail bind.log
@@ -91,6 +100,93 @@ guest_with_nvme "6.12, nvme" 6.12
 guest_with_nvme "6.1, nvme, 2 CPUs" 6.1 --cpus 2
 guest_with_nic "6.12, e1000e, MSI-X" 6.12 2 PCI-MSIX
 guest_with_nic "6.1, e1000e, INTx" 6.1 0 IO-APIC
+
+said_or_gone() { guest_said "$1" || process_gone "$vm_pid"; }
+# wait_for CASE TEXT: the guest says it
+wait_for() {
+  within "$VM_LIMIT" said_or_gone "$2"
+  guest_said "$2" && return
+  fail "$1" "the guest did not say '$2'"
+  vm_details
+  kill -9 "$vm_pid" 2> /dev/null
+  return 1
+}
+is_idle() { [ ! -e "/proc/$1" ]; }
+
+# The disk comes and goes under reads; at last the host takes it back by force while the guest uses it.
+comes_and_goes() { # NAME ROUNDS
+  local name=$1 rounds=$2 round sum unbinder control=$WORK/ctl.sock
+  use_kernel 6.12
+  sum=$(md5sum < /dev/nvme0n1 | cut -c1-32)
+  "$POSTERN" bind "$nvme" > bind.log 2>&1
+  vm_start "$name" --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --hotplug-ports 1 --control "$control" \
+    --cmdline "$BASE $QUICK rig.test=nvme-hotplug rig.rounds=$((rounds + 1))"
+  wait_for "$name" "RIG READY" || return
+  for round in $(seq 1 "$rounds"); do
+    "$POSTERN" ctl "$control" add-device "device,host=$nvme,id=nvme" > ctl.out 2>&1 || {
+      fail "$name: add, round $round" "$(cat ctl.out)"
+      break
+    }
+    wait_for "$name: round $round" "RIG FOUND $round $sum" || return
+    "$POSTERN" ctl "$control" --timeout 120 remove-device nvme > ctl.out 2>&1 || {
+      fail "$name: remove, round $round" "$(cat ctl.out)"
+      break
+    }
+    wait_for "$name: round $round" "RIG GONE $round" || return
+  done
+  pass "$name: $rounds rounds of add, read, remove"
+  "$POSTERN" ctl "$control" add-device "device,host=$nvme,id=nvme" > ctl.out 2>&1
+  wait_for "$name: the last round" "RIG FOUND $((rounds + 1)) $sum" || return
+  # The kernel waits until Postern has let go.
+  (echo "$nvme" > /sys/bus/pci/drivers/vfio-pci/unbind) &
+  unbinder=$!
+  within 60 is_idle "$unbinder"
+  expect "$name: the host takes the disk back while it is in use" "$? $(driver_of "$nvme")" "0 "
+  vm_ends "$name: the guest goes on without it, to its poweroff" 0
+  guest_results "$name"
+  "$POSTERN" unbind "$nvme" > bind.log 2>&1
+  [ "$(driver_of "$nvme")" = nvme ] || { echo > "/sys/bus/pci/devices/$nvme/driver_override"; echo "$nvme" > /sys/bus/pci/drivers/nvme/bind; }
+}
+wanted "hot plug" && comes_and_goes "hot plug" "${HOT_ROUNDS:-3}"
+
+if wanted "kill -9"; then
+  "$POSTERN" bind "$nvme" > bind.log 2>&1
+  for round in 1 2; do
+    vm_start "kill -9, $round" --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --device "host=$nvme" \
+      --cmdline "$BASE $QUICK rig.test=nvme-hotplug rig.rounds=1"
+    wait_for "kill -9: a guest on the disk, $round" "RIG FOUND 1" && pass "kill -9: a guest on the disk, $round"
+    kill -9 "$vm_pid"
+    vm_wait 10
+  done
+  "$POSTERN" unbind "$nvme" > bind.log 2>&1
+  expect "kill -9: the host has the disk at once" "$(driver_of "$nvme")" nvme
+fi
+
+if wanted "bad input"; then
+  use_kernel 6.12
+  refused() { # NAME CODE TEXT ARGUMENTS...: exit code and a word of the cause
+    local name=$1 code=$2 text=$3 got
+    shift 3
+    timeout 60 "$POSTERN" run --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --console off "$@" > refused.out 2>&1 < /dev/null
+    got=$?
+    if [ "$got" = "$code" ] && grep -qi -- "$text" refused.out && [ "$(wc -l < refused.out)" -le 3 ]; then
+      pass "bad input: $name"
+    else
+      fail "bad input: $name" "exit code $got (must be $code), or the cause is not told"
+      detail refused.out
+    fi
+  }
+  refused "not bound to a VFIO driver" 1 "postern bind" --device "host=$nvme"
+  refused "no such device" 1 "0000:7f:00.0" --device host=0000:7f:00.0
+  refused "a path that is no device" 1 "/etc" --device path=/etc
+  refused "a descriptor of another kind" 1 "descriptor\|fd" --device fd=0
+  refused "no socket" 1 "nowhere.sock" --device socket=nowhere.sock
+  refused "the same device twice" 2 "twice" --device "host=$nvme" --device "host=$nvme"
+  "$POSTERN" bind "$nvme" > bind.log 2>&1
+  refused "an iommufd this kernel has not" 1 "iommu" --device "host=$nvme,iommufd=on"
+  (ulimit -l 1024; refused "too little memory may be locked" 1 "memlock\|locked" --device "host=$nvme")
+  "$POSTERN" unbind "$nvme" > bind.log 2>&1
+fi
 
 if wanted "library"; then
   "$POSTERN" bind "$nvme" "$nic" > bind.log 2>&1

@@ -1,0 +1,25 @@
+# An NVMe disk of the host that comes and goes while it is read: vfio.sh is the other side.
+. /tests/lib.sh
+rounds=$(argument rig.rounds)
+echo "RIG READY"
+for round in $(seq 1 "$rounds"); do
+  for _ in $(seq 300); do
+    [ -b /dev/nvme0n1 ] && break
+    sleep 0.1
+  done
+  [ -b /dev/nvme0n1 ] || break
+  echo "RIG FOUND $round $(dd if=/dev/nvme0n1 bs=1M iflag=direct 2> /dev/null | md5sum | cut -c1-32)"
+  # Reads until it goes: the driver is asked to let go in the midst of them.
+  while dd if=/dev/nvme0n1 of=/dev/null bs=64k count=64 iflag=direct 2> /dev/null; do :; done
+  for _ in $(seq 300); do
+    [ -b /dev/nvme0n1 ] || break
+    sleep 0.1
+  done
+  [ -b /dev/nvme0n1 ] && break
+  echo "RIG GONE $round"
+done
+expect "rounds" "$round" "$rounds"
+bad=$(dmesg | grep -E 'BUG:|WARNING:|Call Trace|DMAR' | head -n 1)
+if [ -n "$bad" ]; then fail "kernel log" "$bad"; else pass "kernel log has no complaint"; fi
+echo "RIG END"
+poweroff -f

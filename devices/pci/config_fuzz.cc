@@ -107,6 +107,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     functions.push_back(std::make_unique<FakeFunction>(bridge.platform.interrupts));
   CHECK(bridge.root->Add(*functions[0]).has_value());
   std::vector<std::unique_ptr<RootPort>> ports;
+  ports.reserve(2);
   for (std::size_t i = 1; i < 3; ++i) {
     ports.push_back(
         RootPort::Create("port", bridge.platform.interrupts, *loop, {.window64 = 0}).value());

@@ -493,6 +493,7 @@ TEST_CASE("root port: plugged and pulled while vCPUs use what is behind it") {
   rig.StartDriver();
   std::atomic<bool> stop{false};
   std::vector<std::thread> guests;
+  guests.reserve(2);
   for (int i = 0; i < 2; ++i) {
     guests.emplace_back([&] {
       while (!stop.load()) {

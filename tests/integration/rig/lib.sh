@@ -27,7 +27,7 @@ enter_rig() {
   done
   if declare -F rig_prepare > /dev/null; then rig_prepare || { fail "$TEST" "its files cannot be made"; finish; }; fi
   "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-1500}" "${RIG_ARGUMENTS[@]}" --env "POSTERN=$(realpath "$POSTERN")" \
-    --env "GUESTS=$GUESTS" --env "RIG_ONLY=${RIG_ONLY:-}" --env RIG_VM_LIMIT \
+    --env "GUESTS=$GUESTS" --env "RIG_ONLY=${RIG_ONLY:-}" --env RIG_VM_LIMIT --env POSTERN_LONG \
     ${RIG_KEEP:+--env "RIG_KEEP=$(realpath "$RIG_KEEP")" --out "$RIG_KEEP"} -- bash "$(realpath "$0")"
   code=$?
   [ "$code" -le 1 ] || fail "$TEST" "the emulated host ended with exit code $code"
@@ -70,7 +70,7 @@ process_gone() { [ ! -e "/proc/$1" ] || grep -q '^State:.Z' "/proc/$1/status" 2>
 # vm_wait [SECONDS]: sets vm_code (the exit code, or "none in time") and vm_seconds
 vm_wait() {
   if within "${1:-$VM_LIMIT}" process_gone "$vm_pid"; then
-    wait "$vm_pid"
+    wait "$vm_pid" 2> /dev/null
     vm_code=$?
   else
     vm_code="none in time"

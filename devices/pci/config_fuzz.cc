@@ -103,6 +103,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static const std::unique_ptr<postern::EventLoop> loop = postern::EventLoop::Create().value();
   FakeBridge bridge(3);
   std::vector<std::unique_ptr<FakeFunction>> functions;
+  functions.reserve(3);
   for (int i = 0; i < 3; ++i)
     functions.push_back(std::make_unique<FakeFunction>(bridge.platform.interrupts));
   CHECK(bridge.root->Add(*functions[0]).has_value());

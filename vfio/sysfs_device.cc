@@ -29,7 +29,7 @@ bool IsVfioDriver(const std::string& driver) {
   return driver.find("vfio") != std::string::npos;
 }
 
-std::string With(const GroupMember& member) {
+std::string With(const Blocker& member) {
   return fmt::format("{} (driver {})", Escaped(member.name), Escaped(member.driver));
 }
 
@@ -79,8 +79,8 @@ Outcome<SysfsDevice> FindDeviceOfFile(int fd, const std::string& root) {
       fmt::format("{}/dev/char/{}:{}/device", root, major(status.st_rdev), minor(status.st_rdev)));
 }
 
-std::vector<GroupMember> Blockers(const SysfsDevice& device) {
-  std::vector<GroupMember> blockers;
+std::vector<Blocker> Blockers(const SysfsDevice& device) {
+  std::vector<Blocker> blockers;
   const std::string folder = device.path + "/iommu_group/devices";
   for (const std::string& name : ListFolder(folder)) {
     const std::string member = fmt::format("{}/{}", folder, name);
@@ -104,7 +104,7 @@ tl::unexpected<Failure> NotBound(const SysfsDevice& device) {
 tl::unexpected<Failure> NotViable(const SysfsDevice& device) {
   std::string others;
   std::string commands;
-  for (const GroupMember& member : Blockers(device)) {
+  for (const Blocker& member : Blockers(device)) {
     if (!others.empty()) others += ", ";
     others += With(member);
     commands += (commands.empty() ? "postern bind " : "; postern bind ") + Escaped(member.name);

@@ -30,7 +30,7 @@ struct SysfsDevice {
 };
 
 // Another device of the same group, with its driver.
-struct GroupMember {
+struct Blocker {
   std::string name;
   std::string driver;
 };
@@ -40,7 +40,7 @@ struct GroupMember {
 // The device behind an open VFIO device file; `root` is /sys.
 [[nodiscard]] Outcome<SysfsDevice> FindDeviceOfFile(int fd, const std::string& root);
 // Those whose drivers keep the group from VFIO.
-[[nodiscard]] std::vector<GroupMember> Blockers(const SysfsDevice& device);
+[[nodiscard]] std::vector<Blocker> Blockers(const SysfsDevice& device);
 
 // Failures that name the device and the next step.
 [[nodiscard]] tl::unexpected<Failure> NotBound(const SysfsDevice& device);

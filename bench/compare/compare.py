@@ -211,8 +211,8 @@ class Table:
         return f"{row['name']:<46} {row['postern']:>14,.2f} {row['qemu']:>14,.2f} {row['unit']:<10} {ratio:>8}  {row['better']}"
 
     @staticmethod
-    def head():
-        print(f"{'':<46} {'Postern':>14} {'QEMU microvm':>14} {'':<10} {'ratio':>8}")
+    def head(peer="QEMU microvm"):
+        print(f"{'':<46} {'Postern':>14} {peer:>14} {'':<10} {'ratio':>8}")
 
 
 def native(bench, probe, rounds, table):
@@ -488,7 +488,7 @@ def compare(arguments, work):
     else:
         version = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
         print(f"{version}; {arguments.rounds} rounds, medians; ratio is Postern / QEMU")
-        Table.head()
+        Table.head("QEMU q35" if arguments.vfio else "QEMU microvm")
         subprocess.run("ip link set lo up; ip tuntap add bench0 mode tap vnet_hdr; ip addr add 10.78.0.1/24 dev bench0; "
                        "ip link set bench0 up", shell=True, check=True)
         bench = Bench(arguments.postern, first_run, work)

@@ -41,7 +41,7 @@ everything() {
     --cmdline "$BASE $6 rig.root=/dev/vda rig.test=everything rig.cpus=$cpus rig.sum=$sum rig.mac=$GUEST_MAC" \
     --disk path=root.img --disk path=data.img,serial=data --disk path=fixed.img,serial=fixed,readonly \
     --net "tap=tap0,mac=$GUEST_MAC" --vsock "cid=7,socket=$WORK/vsock.sock"
-  if within "$VM_LIMIT" guest_is_ready_or_gone && guest_said "RIG READY"; then
+  if within "$VM_LIMIT" said_or_gone "RIG READY" && guest_said "RIG READY"; then
     job "$name: ping: host to guest" ping -c 3 -W 5 -q 10.77.0.2
     job "$name: tcp: host to guest" "$AGENT" send tcp:10.77.0.2:7002 2000001
     job "$name: tcp: both ways at once, from the host" "$AGENT" duplex tcp:10.77.0.2:7004 1000003
@@ -72,8 +72,6 @@ everything() {
     "$(tr -d '\r' < "$vm_console" | grep -ao 'RIG WROTE [0-9a-f]*' | cut -d' ' -f3)"
   expect "$name: the data disk's first half is as it was" "$(head -c 8388608 data.img | md5sum | cut -c1-32)" "$sum"
 }
-
-guest_is_ready_or_gone() { guest_said "RIG READY" || process_gone "$vm_pid"; }
 
 everything "6.12 cloud, pci, 1 CPU, stock arguments" 6.12-cloud pci 1 bzimage ""
 everything "6.12 cloud, mmio, 4 CPUs" 6.12-cloud mmio 4 elf "$QUICK"

@@ -8,7 +8,6 @@ ROUNDS=10
 CTL=$WORK/ctl.sock
 ctl() { "$POSTERN" ctl "$CTL" "$@"; }
 
-said_or_gone() { guest_said "$1" || process_gone "$vm_pid"; }
 # wait_for TEXT: the guest says it
 wait_for() {
   within "$VM_LIMIT" said_or_gone "$1"

@@ -98,6 +98,8 @@ vm_details() {
 
 # guest_said TEXT: the console of the current guest has it
 guest_said() { grep -qaF -- "$1" "$vm_console"; }
+# For `within`: it says so, or never will.
+said_or_gone() { guest_said "$1" || process_gone "$vm_pid"; }
 
 # guest_results PREFIX: turns the guest's own "RIG PASS ..." lines into cases
 guest_results() {

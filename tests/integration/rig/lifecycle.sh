@@ -12,7 +12,7 @@ guest() { # NAME GUEST-TEST ARGS...: starts it and waits until it says RIG READY
   local name=$1 test=$2
   shift 2
   vm_start "$name" --kernel "$VMLINUX" --initrd "$INITRD" --memory 192M "$@"
-  within "$VM_LIMIT" guest_is_ready_or_gone
+  within "$VM_LIMIT" said_or_gone "RIG READY"
   guest_said "RIG READY" && return
   fail "$name" "the guest's test $test was not reached"
   vm_details
@@ -20,7 +20,6 @@ guest() { # NAME GUEST-TEST ARGS...: starts it and waits until it says RIG READY
   return 1
 }
 arguments() { echo "$BASE $QUICK rig.test=$1 rig.mac=$GUEST_MAC ${2:-}"; }
-guest_is_ready_or_gone() { guest_said "RIG READY" || process_gone "$vm_pid"; }
 
 if wanted doctor; then
   "$POSTERN" doctor > doctor.txt 2>&1

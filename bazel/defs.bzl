@@ -101,7 +101,8 @@ def postern_cc_test(name, copts = [], deps = [], tags = [], tsan = False, size =
     """A doctest binary; one per library.
 
     tsan: the code under test runs on several threads. tags: "requires-kvm" and "requires-vfio" name what the test needs;
-    it must still check at run time and leave by SKIP_TEST (//bazel/testing:skip) where that is missing.
+    it must still check at run time and leave by SKIP_TEST (//bazel/testing:skip) where that is missing. ./check runs the
+    former in the emulated host where the machine has no KVM, and tests/integration/rig/vfio.sh the latter.
     """
     native.cc_test(
         name = name,

@@ -1,23 +1,25 @@
-"""usage: ./check [--help] [--quick | --long] [--only STAGE[,STAGE...]] [--skip STAGE[,STAGE...]] [--list]
+"""usage: ./check [--help] [--quick | --long] [--kvm-in-rig] [--only STAGE[,STAGE...]] [--skip STAGE[,STAGE...]] [--list]
 
 Checks everything and ends with a table and the line "N passed, N failed[, N skipped]"; the exit code is 0 only if nothing
 failed. A stage that fails does not keep the later ones from running.
 
-  --quick   leave out tsan, tidy and rig: a few minutes
-  --long    many more fuzz inputs (a minute for each target, from a random seed), and the integration tests' long variants
-  --only    run these stages alone        --skip    leave these out        --list    name the stages
+  --quick        leave out tsan, tidy and rig: a few minutes
+  --long         many more fuzz inputs (a minute for each target, from a random seed), and the integration tests' long variants
+  --kvm-in-rig   as on a machine whose /dev/kvm cannot be used (see the stage kvm)
+  --only         run these stages alone        --skip    leave these out        --list    name the stages
 
 stages:
   setup     install missing Debian packages (needs root only if one is missing)
   format    clang-format
   build     the release build of everything, by g++ 12
-  unit      unit tests, g++ 12, the objects that ship
+  unit      unit tests, g++ 12, the objects that ship (those that need a KVM: see kvm)
   fuzz      every fuzz target: its corpus and a fixed-seed run, g++ 12; every benchmark once
   asan      everything by clang 14 with thread-safety analysis; unit tests and libFuzzer's fixed-seed runs under
             AddressSanitizer and UndefinedBehaviorSanitizer
   tsan      the unit tests that involve threads, under ThreadSanitizer
   tidy      clang-tidy 14
-  kvm       integration tests on this machine's KVM (tests/integration/kvm)
+  kvm       integration tests with guests of our own (tests/integration/kvm), on this machine's KVM; where it has none that
+            makes a machine (scripts/kvm-here), in the emulated host, and there the unit tests that need a KVM as well
   rig       integration tests in the emulated host (tests/integration/rig)
 
 environment: POSTERN_CACHE (caches, default ~/.cache/postern), POSTERN_BAZEL_OUTPUT_BASE
@@ -40,12 +42,14 @@ import xml.etree.ElementTree
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 CACHE = os.environ.get("POSTERN_CACHE") or os.path.join(
     os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "postern")
-SCRIPT_TIMEOUT = 600
+SCRIPT_TIMEOUT = 1200
 LONG_SCRIPT_TIMEOUT = 3600
 LONG_FUZZ_SECONDS = 60
 PROGRESS_SECONDS = 30
 RESULT_LINE = re.compile(r"^(PASS|FAIL|SKIP) ([^\n]+)$")
 RELEASE_BINARY = "src/cli/postern"
+# What the scripts of the stage kvm run.
+KVM_STAGE_TARGETS = ["//src/cli:postern", "//examples/embed"]
 
 
 class Results:
@@ -71,6 +75,7 @@ class Check:
         self.logs = tempfile.mkdtemp(prefix="postern-check.")
         self.terminal = sys.stdout.isatty()
         self.children = set()
+        self.missing = None
 
     # --- running things ---------------------------------------------------------------------------------------------
 
@@ -223,6 +228,25 @@ class Check:
             else:
                 results.passed.append(name)
 
+    def kvm_missing(self):
+        """Why this machine cannot run our guests; empty if it can."""
+        if self.missing is None:
+            done = subprocess.run([os.path.join(ROOT, "scripts/kvm-here")], stdout=subprocess.PIPE, text=True, check=False)
+            self.missing = "" if done.returncode == 0 else done.stdout.strip().replace("\n", "; ") or "scripts/kvm-here failed"
+        return self.missing
+
+    def tag_filter(self, results, tags, where):
+        """Without a KVM, tests that need one are left out, not run to be skipped: `where` says where they run then."""
+        if self.kvm_missing():
+            tags += ",-requires-kvm"
+            results.note = f"no KVM here: what needs one {where}"
+        return f"--test_tag_filters={tags}"
+
+    def tests_with_tag(self, tag):
+        command = self.bazel_command("query", f"attr(tags, '\\b{tag}\\b', tests(//...))")
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+        return done.stdout.split()
+
     # --- stages -------------------------------------------------------------------------------------------------------
 
     def setup(self, results):
@@ -244,8 +268,8 @@ class Check:
             results.note += f", postern {size / 1e6:.2f} MB"
 
     def unit(self, results):
-        self.bazel("unit", results, "test",
-                   ["--config=release", "--build_tests_only", "--test_tag_filters=-fuzz,-bench,-requires-vfio", "//..."])
+        tags = self.tag_filter(results, "-fuzz,-bench,-requires-vfio", "runs in the stage kvm")
+        self.bazel("unit", results, "test", ["--config=release", "--build_tests_only", tags, "//..."])
 
     def fuzz(self, results):
         self.bazel("fuzz", results, "test",
@@ -255,11 +279,12 @@ class Check:
         more = []
         if self.long:
             more = [f"--test_env=POSTERN_FUZZ_SECONDS={LONG_FUZZ_SECONDS}", "--test_timeout=900"]
-        self.bazel("asan", results, "test", ["--config=asan", "--test_tag_filters=-bench,-one-config,-requires-vfio", *more, "//..."])
+        tags = self.tag_filter(results, "-bench,-one-config,-requires-vfio", "is built and not run")
+        self.bazel("asan", results, "test", ["--config=asan", tags, *more, "//..."])
 
     def tsan(self, results):
-        self.bazel("tsan", results, "test",
-                   ["--config=tsan", "--build_tests_only", "--build_tag_filters=tsan", "--test_tag_filters=tsan", "//..."])
+        tags = self.tag_filter(results, "tsan", "is left out")
+        self.bazel("tsan", results, "test", ["--config=tsan", "--build_tests_only", "--build_tag_filters=tsan", tags, "//..."])
 
     def tidy(self, results):
         def line(text):
@@ -269,7 +294,15 @@ class Check:
         results.one(code, "tidy", results.note or "see the log")
 
     def kvm(self, results):
-        self.scripts("kvm", results)
+        targets, env = list(KVM_STAGE_TARGETS), {}
+        if self.kvm_missing():
+            tests = self.tests_with_tag("requires-kvm")
+            targets += tests
+            env["KVM_TESTS"] = " ".join(label[2:].replace(":", "/") for label in tests)
+            results.note = f"in the emulated host: {self.kvm_missing()}"
+        self.bazel("kvm", results, "build", ["--config=release", *targets])
+        if not results.failed:
+            self.scripts("kvm", results, env=env)
 
     def rig(self, results):
         # Emulated hosts have one processor each.
@@ -280,14 +313,14 @@ class Check:
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
         return done.stdout.strip()
 
-    def scripts(self, stage, results, at_once=1):
+    def scripts(self, stage, results, at_once=1, env=None):
         """Runs tests/integration/STAGE/*.sh. Each prints "PASS name", "FAIL name: reason" or "SKIP name: reason" lines."""
         paths = [p for p in sorted(glob.glob(os.path.join(ROOT, "tests/integration", stage, "*.sh"))) if os.access(p, os.X_OK)]
         if not paths:
             results.note = f"tests/integration/{stage} holds no test"
             return
         folder = self.release_folder()
-        env = {"POSTERN_BIN_DIR": folder, "POSTERN": os.path.join(folder, RELEASE_BINARY),
+        env = {**(env or {}), "POSTERN_BIN_DIR": folder, "POSTERN": os.path.join(folder, RELEASE_BINARY),
                "POSTERN_CACHE": CACHE, "POSTERN_LONG": "1" if self.long else ""}
         with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
             for part in pool.map(lambda path: self.script(stage, path, env), paths):
@@ -356,6 +389,8 @@ def parse(argv):
             quick = True
         elif arg == "--long":
             options["long"] = True
+        elif arg == "--kvm-in-rig":
+            os.environ["POSTERN_KVM_IN_RIG"] = "1"
         elif arg == "--list":
             print("\n".join(STAGES))
             sys.exit(0)

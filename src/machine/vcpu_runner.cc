@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "src/arch/x86_64/regs.h"
 #include "src/base/failure.h"
 
 namespace postern {
@@ -165,6 +166,14 @@ ExitReport VcpuRunner::Died(const kvm::Exit& exit) const {
   }
   const Result<x86_64::Regs> regs = vcpu_->GetRegs();
   const std::uint64_t rip = regs ? regs->rip : 0;
+  const Result<x86_64::Sregs> sregs = vcpu_->GetSregs();
+  // What AMD-V saves of a processor that shut down is undefined; Linux's svm.c resets the vCPU.
+  if (exit.kind == Kind::kShutdown && regs && sregs && x86_64::IsAtReset(*regs, *sregs)) {
+    report.text =
+        fmt::format("vCPU {}: {}; where is not known: KVM on AMD processors resets the vCPU first",
+                    vcpu_->id(), what);
+    return report;
+  }
   report.text = fmt::format("vCPU {}: {} at rip {:#x}, instruction bytes {}", vcpu_->id(), what,
                             rip, InstructionBytes(*vcpu_, memory_, rip));
   return report;

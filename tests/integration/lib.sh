@@ -38,4 +38,18 @@ need() {
   finish
 }
 
+# doctest_cases PREFIX PROGRAM: each case of a unit test's program is a case here
+doctest_cases() { "$ROOT/tests/integration/doctest_cases" "$@" || failures=$((failures + 1)); }
+
+# run_in_rig ARGUMENTS-FOR-THE-RIG...: runs the calling test, $TEST, again in the emulated host (as root, RIG is set there), and
+# ends as it ended
+run_in_rig() {
+  local code
+  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-1500}" "$@" --env "POSTERN=$(realpath "$POSTERN")" --env POSTERN_BIN_DIR \
+    --env POSTERN_LONG -- bash "$(realpath "$0")"
+  code=$?
+  [ "$code" -le 1 ] || fail "$TEST" "the emulated host ended with exit code $code"
+  exit "$code"
+}
+
 finish() { exit $((failures > 0)); }

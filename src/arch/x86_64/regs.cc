@@ -168,6 +168,13 @@ Result<void> WritePageTables(const GuestMemory& memory, PageSize size) {
   return {};
 }
 
+bool IsAtReset(const Regs& regs, const Sregs& sregs) {
+  // SDM vol. 3A table 10-1: the first instruction is at 0xfffffff0.
+  constexpr std::uint64_t kResetRip = 0xfff0;
+  constexpr std::uint64_t kResetCsBase = 0xffff0000;
+  return regs.rip == kResetRip && sregs.cs.base == kResetCsBase && (sregs.cr0 & kCr0Pe) == 0;
+}
+
 std::span<const Msr> InitialMsrs() {
   constexpr std::uint32_t kMtrrDefType = 0x2ff;
   constexpr std::uint32_t kMiscEnable = 0x1a0;

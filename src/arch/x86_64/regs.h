@@ -39,6 +39,9 @@ enum class PageSize : std::uint8_t { k2MiB, k1GiB };
 // k1GiB touches two pages where k2MiB touches six; it needs HasGigabytePages (cpuid.h).
 [[nodiscard]] Result<void> WritePageTables(const memory::GuestMemory& memory, PageSize size);
 
+// A processor that has executed nothing since its reset: at the reset vector, in real mode.
+[[nodiscard]] bool IsAtReset(const Regs& regs, const Sregs& sregs);
+
 // For every vCPU, before its first run.
 [[nodiscard]] std::span<const Msr> InitialMsrs();
 

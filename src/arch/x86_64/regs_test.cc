@@ -110,6 +110,30 @@ TEST_CASE("regs: pvh.pandoc: 32-bit protected mode, flat segments, paging off, %
   CHECK(state.sregs.efer == 0);
 }
 
+TEST_CASE(
+    "regression: regs: a vCPU that KVM reset after a triple fault is told from one that ran") {
+  Regs regs;
+  regs.rip = 0xfff0;
+  Sregs sregs;
+  sregs.cs.base = 0xffff0000;
+  sregs.cs.selector = 0xf000;
+  sregs.cr0 = 0x60000010;
+  CHECK(IsAtReset(regs, sregs));
+  for (const std::uint64_t rip : {std::uint64_t{0}, std::uint64_t{0xfff1}, ~std::uint64_t{0}}) {
+    Regs ran = regs;
+    ran.rip = rip;
+    CHECK_FALSE(IsAtReset(ran, sregs));
+  }
+  Sregs low = sregs;
+  low.cs.base = 0xf0000;
+  CHECK_FALSE(IsAtReset(regs, low));
+  Sregs is_protected = sregs;
+  is_protected.cr0 |= 1;
+  CHECK_FALSE(IsAtReset(regs, is_protected));
+  const InitialState linux_start = Linux64State(0xfff0, kZeroPage);
+  CHECK_FALSE(IsAtReset(linux_start.regs, linux_start.sregs));
+}
+
 TEST_CASE("regs: all of memory is write-back by the MTRRs") {
   const auto msrs = InitialMsrs();
   REQUIRE_FALSE(msrs.empty());

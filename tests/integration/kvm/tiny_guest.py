@@ -1,5 +1,5 @@
-#!/usr/bin/env python3
-"""Writes an ELF64 kernel of a few instructions: tiny_guest.py KIND FILE
+#!/usr/bin/python3
+"""Writes ELF64 kernels of a few instructions, KIND.elf each, into a folder: tiny_guest.py FOLDER
 
   idle          halts forever with interrupts off
   spin          jumps to itself
@@ -7,6 +7,7 @@
   cmpxchg16b    an instruction that a KVM without hardware virtualisation cannot emulate
   storm         writes to a port nobody has, without end
 """
+import os
 import struct
 import sys
 
@@ -21,16 +22,20 @@ CODE = {
 }
 
 
-def main() -> int:
-    if len(sys.argv) != 3 or sys.argv[1] not in CODE:
-        print(__doc__, file=sys.stderr)
-        return 2
-    code = CODE[sys.argv[1]]
+def kernel(code: bytes) -> bytes:
     offset = 0x1000
     header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, BASE, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     segment = struct.pack("<IIQQQQQQ", 1, 5, offset, BASE, BASE, len(code), 0x2000, 0x1000)
-    with open(sys.argv[2], "wb") as out:
-        out.write((header + segment).ljust(offset, b"\0") + code)
+    return (header + segment).ljust(offset, b"\0") + code
+
+
+def main() -> int:
+    if len(sys.argv) != 2 or not os.path.isdir(sys.argv[1]):
+        print(__doc__, file=sys.stderr)
+        return 2
+    for kind, code in CODE.items():
+        with open(os.path.join(sys.argv[1], kind + ".elf"), "wb") as out:
+            out.write(kernel(code))
     return 0
 
 

@@ -15,7 +15,7 @@ need "$TEST" "$POSTERN"
 
 # Makes all guests on the machine: neither compiler nor network nor cache are wanted in the emulator.
 enter_rig() {
-  local kernel sources=$ROOT/tests/integration/rig code
+  local kernel sources=$ROOT/tests/integration/rig
   GUESTS=$(mktemp -d /tmp/postern-rig.XXXXXX) || exit 1
   trap 'rm -rf "$GUESTS"' EXIT
   for kernel in $KERNELS; do
@@ -26,12 +26,8 @@ enter_rig() {
     }
   done
   if declare -F rig_prepare > /dev/null; then rig_prepare || { fail "$TEST" "its files cannot be made"; finish; }; fi
-  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-1500}" "${RIG_ARGUMENTS[@]}" --env "POSTERN=$(realpath "$POSTERN")" \
-    --env "GUESTS=$GUESTS" --env "RIG_ONLY=${RIG_ONLY:-}" --env RIG_VM_LIMIT --env POSTERN_LONG \
-    ${RIG_KEEP:+--env "RIG_KEEP=$(realpath "$RIG_KEEP")" --out "$RIG_KEEP"} -- bash "$(realpath "$0")"
-  code=$?
-  [ "$code" -le 1 ] || fail "$TEST" "the emulated host ended with exit code $code"
-  exit "$code"
+  run_in_rig "${RIG_ARGUMENTS[@]}" --env "GUESTS=$GUESTS" --env "RIG_ONLY=${RIG_ONLY:-}" --env RIG_VM_LIMIT \
+    ${RIG_KEEP:+--env "RIG_KEEP=$(realpath "$RIG_KEEP")" --out "$RIG_KEEP"}
 }
 [ -n "${RIG:-}" ] || enter_rig
 

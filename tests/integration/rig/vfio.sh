@@ -190,9 +190,7 @@ fi
 
 if wanted "library"; then
   "$POSTERN" bind "$nvme" "$nic" > bind.log 2>&1
-  "$(dirname "$POSTERN")/../../tests/integration/vfio/kernel_host_test" > library.log 2>&1
-  expect "library: every operation on the devices themselves" $? 0
-  detail library.log 6
+  doctest_cases library "$(dirname "$POSTERN")/../../tests/integration/vfio/kernel_host_test"
   "$POSTERN" unbind "$nvme" "$nic" > bind.log 2>&1
 fi
 finish

@@ -8,7 +8,8 @@ count=$(argument rig.reads)
 dd if=$disk of=/dev/null bs=4k count=64 iflag=direct 2> /dev/null
 sleep 1
 echo "RIG INTERRUPTS before: $(interrupts_of nvme)"
-echo "RIG BEFORE"
+devices
+echo "RIG IDLE"
 read -r _
 before=$(interrupts_of nvme)
 dd if=$disk of=/dev/null bs=4k count="$count" iflag=direct 2> /tmp/dd
@@ -19,5 +20,4 @@ expect "reads" "$(sed -n 's/+0 records in//p' /tmp/dd)" "$count"
 # Each read is a command of its own that the driver waits for.
 if [ "$taken" -ge "$count" ]; then pass "an interrupt for each read"; else fail "an interrupt for each read" "$taken for $count"; fi
 echo "RIG INTERRUPTS $taken for $count reads"
-devices
 the_end "I/O error|nvme.*timeout"

@@ -15,7 +15,7 @@ for entry in $(argument rig.nics | tr , ' '); do
   IFS=: read -r mac own other port << END
 $entry
 END
-  nic_traffic "card at $own" "$(echo "$mac" | tr - :)" "$own" "$other" "$port"
+  nic_traffic "card at $own" "$(echo "$mac" | tr - :)" "$own" "$other" "$port" 500009
 done
 devices
 for entry in $(argument rig.kinds | tr , ' '); do

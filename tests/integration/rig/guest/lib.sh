@@ -86,7 +86,7 @@ disk_both_ways() {
   rm /tmp/pattern
   echo "RIG WROTE $1 $sum"
 }
-# nic_traffic NAME MAC OWN-ADDRESS HOST-ADDRESS PORT: the host's end are the agents of nic_peer
+# nic_traffic NAME MAC OWN-ADDRESS HOST-ADDRESS PORT [BYTES]: the host's end are the agents of nic_peer
 nic_traffic() {
   nic=
   for _ in $(seq 100); do
@@ -107,8 +107,8 @@ nic_traffic() {
   done
   expect "$1: link" "$(cat "/sys/class/net/$nic/carrier")" 1
   must "$1: ping" ping -c 3 -W 5 -q "$4"
-  must "$1: tcp: guest to host" agent send "tcp:$4:$(($5 + 1))" 2000001
-  must "$1: tcp: both ways at once" agent duplex "tcp:$4:$(($5 + 3))" 1000003
+  must "$1: tcp: guest to host" agent send "tcp:$4:$(($5 + 1))" "${6:-2000001}"
+  must "$1: tcp: both ways at once" agent duplex "tcp:$4:$(($5 + 3))" "${6:-1000003}"
   must "$1: udp" agent udp-ping "$4" "$(($5 + 6))" 100 1400
 }
 # the_end [PATTERN]: nothing like it, and nothing bad, is in the kernel's log; then the power goes off

@@ -99,7 +99,7 @@ Outcome<pci::PciFunction*> AssignedDevices::Make(const AssignedConfig& config,
   options.rom_bar = config.rombar;
   options.intx = config.intx;
   options.intx_gsi = intx_gsi;
-  options.p2p = config.p2p;
+  if (config.p2p) options.peers = &peers_;
   if (config.trap_bar >= 0) options.trap_bars = {static_cast<unsigned>(config.trap_bar)};
   // Not inside the function's own event: giving back destroys the function.
   Outcome<std::unique_ptr<vfio::VfioFunction>> function = vfio::VfioFunction::Create(

@@ -53,6 +53,7 @@ struct Limits {
   std::uint64_t page_sizes = 0;     // one bit a size; addresses and lengths are multiples of
                                     // the smallest
   std::uint32_t mappings_left = 0;  // how many more mappings the host allows; 0: not told
+  bool device_memory = true;        // whether BARs of devices may be asked for, not only guest RAM
   [[nodiscard]] bool Allows(Iova at, std::uint64_t length) const;
 };
 

@@ -1,6 +1,7 @@
 #include "iommu/prefault.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -26,7 +27,13 @@ int Populate(std::byte* base, std::uint64_t size) {
 
 }  // namespace
 
-unsigned PrefaultThreads(std::uint64_t size, const PrefaultOptions& options) {
+unsigned HostPrefaultThreads() {
+  // More of them wait for memory, not for processors.
+  constexpr long kMost = 16;
+  return static_cast<unsigned>(std::clamp(sysconf(_SC_NPROCESSORS_ONLN), 1L, kMost));
+}
+
+unsigned UsefulPrefaultThreads(std::uint64_t size, const PrefaultOptions& options) {
   const std::uint64_t most = std::clamp(options.threads, 1U, kMaxThreads);
   const std::uint64_t worth = size / std::max<std::uint64_t>(options.per_thread, 1);
   return static_cast<unsigned>(std::clamp<std::uint64_t>(worth, 1, most));
@@ -35,7 +42,7 @@ unsigned PrefaultThreads(std::uint64_t size, const PrefaultOptions& options) {
 Result<void> Prefault(std::byte* base, std::uint64_t size, const PrefaultOptions& options) {
   const std::uint64_t page = std::max<std::uint64_t>(options.page, 1);
   const std::uint64_t pages = size / page;
-  const std::uint64_t count = PrefaultThreads(size, options);
+  const std::uint64_t count = UsefulPrefaultThreads(size, options);
   std::vector<int> errors(count, 0);
   const auto run = [&](std::uint64_t part) {
     const std::uint64_t begin = pages / count * part + std::min(part, pages % count);

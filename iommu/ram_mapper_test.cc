@@ -2,8 +2,10 @@
 
 #include <fcntl.h>
 #include <linux/vfio.h>
+#include <sched.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <memory>
 #include <string>
@@ -282,13 +284,22 @@ TEST_CASE("ram_mapper: two address spaces: what the second refuses the first giv
 
 TEST_CASE("prefault: small memory is not worth a thread") {
   const PrefaultOptions options{.threads = 8, .per_thread = 0x1000000};
-  CHECK(PrefaultThreads(0, options) == 1);
-  CHECK(PrefaultThreads(0x1ffffff, options) == 1);
-  CHECK(PrefaultThreads(0x2000000, options) == 2);
-  CHECK(PrefaultThreads(~std::uint64_t{0}, options) == 8);
-  CHECK(PrefaultThreads(~std::uint64_t{0}, {.threads = 0}) == 1);
-  CHECK(PrefaultThreads(~std::uint64_t{0}, {.threads = 4000000}) == 64);
-  CHECK(PrefaultThreads(0x5000000, {.threads = 8, .per_thread = 0}) == 8);
+  CHECK(UsefulPrefaultThreads(0, options) == 1);
+  CHECK(UsefulPrefaultThreads(0x1ffffff, options) == 1);
+  CHECK(UsefulPrefaultThreads(0x2000000, options) == 2);
+  CHECK(UsefulPrefaultThreads(~std::uint64_t{0}, options) == 8);
+  CHECK(UsefulPrefaultThreads(~std::uint64_t{0}, {.threads = 0}) == 1);
+  CHECK(UsefulPrefaultThreads(~std::uint64_t{0}, {.threads = 4000000}) == 64);
+  CHECK(UsefulPrefaultThreads(0x5000000, {.threads = 8, .per_thread = 0}) == 8);
+}
+
+TEST_CASE("prefault: the host offers a thread a processor, within reason") {
+  CHECK(HostPrefaultThreads() >= 1);
+  CHECK(HostPrefaultThreads() <= 16);
+  cpu_set_t allowed;
+  REQUIRE(sched_getaffinity(0, sizeof(allowed), &allowed) == 0);
+  // A test's share may be smaller than the host.
+  CHECK(HostPrefaultThreads() >= static_cast<unsigned>(std::min(CPU_COUNT(&allowed), 16)));
 }
 
 TEST_CASE("prefault: each part of the memory is made present, whatever the number of threads") {

@@ -55,11 +55,10 @@ void ExamineDriver(const HostPciDevice& device, std::vector<Finding>& findings) 
 void ExaminePeers(const HostPciDevice& device, std::vector<Finding>& findings) {
   std::string names;
   std::string addresses;
-  for (const GroupMember& peer : device.peers) {
-    if (peer.use != DriverUse::kInTheWay) continue;
-    names += fmt::format("{}{} ({})", names.empty() ? "" : ", ", Escaped(peer.bdf, 64),
+  for (const GroupMember& peer : Blockers(device)) {
+    names += fmt::format("{}{} ({})", names.empty() ? "" : ", ", Escaped(peer.name, 64),
                          Escaped(peer.driver, 64));
-    addresses += fmt::format(" {}", Escaped(peer.bdf, 64));
+    addresses += fmt::format(" {}", Escaped(peer.name, 64));
   }
   if (names.empty()) return;
   Block(findings,

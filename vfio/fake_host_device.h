@@ -78,6 +78,9 @@ class FakeHostDevice final : public HostDevice {
   // management. BAR 0: 32-bit, 16 KiB, mappable whole. BAR 2: 64-bit prefetchable, 16 KiB, mappable
   // whole. BAR 4: I/O, 32 bytes. Error and request events. No interrupts until added.
   FakeHostDevice();
+  ~FakeHostDevice() override {
+    if (on_close) on_close();
+  }
 
   // Capabilities at 0x50 (MSI) and 0x70 (MSI-X) with their vectors.
   void AddMsi(std::uint16_t vectors, bool address64 = true, bool masking = false);
@@ -135,6 +138,7 @@ class FakeHostDevice final : public HostDevice {
   std::function<int(const Call&)> fail;
   // Called at each call that was not failed, before it acts; without the mutex.
   std::function<void(const Call&)> on_call;
+  std::function<void()> on_close;  // when it is destroyed
   int resets = 0;
   int function_resets = 0;  // by config space
 

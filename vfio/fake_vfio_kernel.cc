@@ -87,7 +87,7 @@ FakeVfioDevice& FakeVfioKernel::Add(const std::string& name, unsigned group, con
   device->flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET;
   device->regions[kConfigRegion] = {
       .size = kConfigSize, .flags = kReadWrite, .bytes = std::vector<std::byte>(kConfigSize)};
-  fs::create_directories(Folder(name) + "/vfio-dev/" + device->file);
+  Touch(fmt::format("{}/vfio-dev/{}/dev", Folder(name), device->file));
   Touch(dev() + "/vfio/devices/" + device->file);
   Touch(fmt::format("{}/vfio/{}", dev(), group));
   devices_.push_back(std::move(device));
@@ -144,6 +144,9 @@ void FakeVfioKernel::MakeNoiommu(unsigned group) {
 
 void FakeVfioKernel::RemoveDeviceFiles() {
   fs::remove_all(dev() + "/vfio/devices");
+  for (const auto& device : devices_) {
+    fs::remove(fmt::format("{}/vfio-dev/{}/dev", Folder(device->name), device->file));
+  }
 }
 
 // --- KVM ---

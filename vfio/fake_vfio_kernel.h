@@ -88,7 +88,7 @@ class FakeVfioKernel final : public iommu::FakeIommuKernel {
   void Bind(const std::string& name, const std::string& driver);
   void RemoveGroupLink(const std::string& name);
   void MakeNoiommu(unsigned group);
-  // What a host without device files looks like.
+  // What a host without device files looks like: the entries in vfio-dev stay.
   void RemoveDeviceFiles();
 
   [[nodiscard]] std::string sysfs() const { return root_ + "/sys"; }

@@ -199,33 +199,20 @@ void VfioFunction::AfterPowerWrite(std::uint32_t offset, std::size_t width) {
 // --- peer-to-peer ---
 
 void VfioFunction::OnBarMapped(std::size_t index) {
-  if (!options_.p2p || index >= pci::kBarCount) return;
+  if (peer_ == nullptr || index >= pci::kBarCount) return;
   for (const pci::Tile& tile : bars()[index]->tiles()) {
     const auto* pages = std::get_if<pci::Pages>(&tile);
     if (pages == nullptr) continue;
-    const iommu::Iova at(BarAddress(index) + pages->offset);
     const bus::HostPages& host = pages->host;
-    Result<void> mapped = device_->address_space().Map(
-        at, {.address = host.address, .fd = host.fd, .offset = host.offset, .length = host.length},
+    peer_->Offer(
+        index, iommu::Iova(BarAddress(index) + pages->offset),
+        {.address = host.address, .fd = host.fd, .offset = host.offset, .length = host.length},
         pages->access);
-    if (mapped) {
-      p2p_maps_.Add();
-      peer_maps_.push_back({index, at, host.length});
-    } else {
-      p2p_refused_.Add();
-      GUEST_LOG("vfio", "{}: BAR {} is not reachable by other devices: {} (errno {})", name(),
-                index, mapped.error().op, mapped.error().sys_errno);
-    }
   }
 }
 
 void VfioFunction::OnBarUnmapping(std::size_t index) {
-  std::erase_if(peer_maps_, [&](const PeerMap& map) {
-    if (map.bar != index) return false;
-    Result<void> unmapped = device_->address_space().Unmap(map.at, map.length);
-    if (!unmapped) Note(unmapped.error(), "unmap a BAR from the address space");
-    return true;
-  });
+  if (peer_ != nullptr) peer_->Withdraw(index);
 }
 
 // --- reset ---

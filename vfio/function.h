@@ -8,7 +8,7 @@
 //   Bdf where = TRY(root.Add(*function));
 //
 // Is not: DMA. Guest memory is mapped into device.address_space() by whoever opened the device;
-// only peer-to-peer maps of its BARs (Options::p2p) are made here.
+// only what other devices reach of its BARs (Options::peers) is told from here.
 //
 // What the guest reads is the device's, except for the bits ConfigPlan emulates. COMMAND is kept
 // here and passed on: memory decoding off: BARs are unmapped, then the device is told; on: the
@@ -37,6 +37,7 @@
 #include <vector>
 
 #include "devices/pci/function.h"
+#include "iommu/peer_memory.h"
 #include "src/base/counters.h"
 #include "src/base/event_fd.h"
 #include "src/base/event_loop.h"
@@ -65,7 +66,8 @@ class VfioFunction final : public pci::PciFunction, private RegionOwner {
     bool rom_bar = false;  // offer the device's option ROM
     bool intx = true;
     std::optional<std::uint32_t> intx_gsi = std::nullopt;  // none: no INTx, the pin register is 0
-    bool p2p = false;  // map its BARs into its address space; never fatal
+    // Who shares its BARs with the machine's other devices, and theirs with it; null: nobody.
+    iommu::PeerMemory* peers = nullptr;
     std::vector<unsigned> trap_bars;
   };
 
@@ -172,12 +174,8 @@ class VfioFunction final : public pci::PciFunction, private RegionOwner {
   std::unique_ptr<Interrupts> interrupts_;
   std::unique_ptr<Signal> error_signal_, request_signal_, loss_signal_;
 
-  struct PeerMap {
-    std::size_t bar = 0;
-    iommu::Iova at;
-    std::uint64_t length = 0;
-  };
-  std::vector<PeerMap> peer_maps_;
+  // After device_: its address space is left before the device is closed.
+  std::unique_ptr<iommu::PeerMemory::Member> peer_;
   std::optional<std::uint16_t> command_;  // what the device was told last
   std::uint8_t power_state_ = 0;          // D0..D3 as the device says
   struct ResetWrite {
@@ -192,7 +190,7 @@ class VfioFunction final : public pci::PciFunction, private RegionOwner {
 
   std::array<RegionCounters, pci::kBarCount> bar_counters_;
   Counter config_reads_, config_writes_, device_errors_, resets_, reset_failures_, aer_events_,
-      requests_, losses_, unmappable_pieces_, p2p_maps_, p2p_refused_, rom_refused_;
+      requests_, losses_, unmappable_pieces_, rom_refused_;
 };
 
 }  // namespace postern::vfio

@@ -222,7 +222,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto how = static_cast<std::uint8_t>(input.Take(1));
   vfio::VfioFunction::Options options{.id = "fuzz", .rom_bar = (how & 1) != 0};
   if ((how & 2) != 0) options.intx_gsi = 5;
-  options.p2p = (how & 4) != 0;
+  iommu::PeerMemory peers;
+  if ((how & 4) != 0) options.peers = &peers;
   if ((how & 8) != 0) options.trap_bars = {static_cast<unsigned>(how >> 5)};
   auto made = vfio::VfioFunction::Create(std::move(fake), bridge.platform.Get(), *loop,
                                          std::move(options), [] {});

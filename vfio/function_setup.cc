@@ -91,6 +91,8 @@ VfioFunction::VfioFunction(Parts parts, const bus::Platform& platform, EventLoop
       shapes_(std::move(parts.shapes)),
       plan_(std::move(parts.plan)),
       on_request_(std::move(on_request)) {
+  if (options_.peers != nullptr)
+    peer_ = options_.peers->Join(device_->address_space(), options_.id);
   const bool intx = options_.intx && plan_.interrupt_pin && HasEvent(*device_, kIntxIrq);
   interrupts_ = std::make_unique<Interrupts>(*device_, platform.interrupts,
                                              intx ? options_.intx_gsi : std::nullopt,
@@ -316,8 +318,8 @@ void VfioFunction::ReportCounters(CounterSink& sink) const {
   sink.Add("vfio_requests", requests_.Get());
   sink.Add("vfio_losses", losses_.Get());
   sink.Add("vfio_unmappable_pieces", unmappable_pieces_.Get());
-  sink.Add("vfio_p2p_maps", p2p_maps_.Get());
-  sink.Add("vfio_p2p_refused", p2p_refused_.Get());
+  sink.Add("vfio_p2p_maps", peer_ != nullptr ? peer_->maps() : 0);
+  sink.Add("vfio_p2p_refused", peer_ != nullptr ? peer_->refused() : 0);
   sink.Add("vfio_rom_refused", rom_refused_.Get());
   sink.Add("vfio_capabilities_dropped", plan_.dropped);
   sink.Add("vfio_capabilities_refused", plan_.refused);

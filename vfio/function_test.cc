@@ -423,7 +423,8 @@ TEST_CASE("function: an option ROM is offered if it is one, and only on demand")
 }
 
 TEST_CASE("function: peer-to-peer maps follow the BARs and never matter") {
-  TestGuest guest(MakeDevice(), {.p2p = true});
+  iommu::PeerMemory peers;
+  TestGuest guest(MakeDevice(), {.peers = &peers});
   auto& space = guest.device->space;
   std::vector<std::size_t> mapped_when_told;
   guest.device->on_call = [&](const Call& call) {
@@ -453,6 +454,61 @@ TEST_CASE("function: peer-to-peer maps follow the BARs and never matter") {
   CHECK(guest.bridge.root->Remove(*guest.function).has_value());
   CHECK(space.mapped.empty());
   guest.at = guest.bridge.root->Add(*guest.function).value();
+}
+
+TEST_CASE("function: peers of other address spaces reach the BARs, until one of them goes") {
+  iommu::PeerMemory peers;
+  TestGuest gpu(MakeDevice(), {.peers = &peers});
+  auto& own = gpu.device->space;
+  gpu.Command(kMemory);
+  auto nic = std::make_unique<TestGuest>(MakeDevice(), VfioFunction::Options{.peers = &peers});
+  auto& other = nic->device->space;
+  CHECK(other.mapped == own.mapped);
+  REQUIRE(own.mapped.size() == 2);
+  // The nic's own have the same addresses on its other bus: refused, and it runs.
+  nic->Command(kMemory);
+  CHECK(nic->Counter("vfio_p2p_refused") == 4);
+  CHECK(nic->Mappings() == 2);
+  nic->Command(0);
+  // They follow the BAR, and are gone before the device stops decoding.
+  gpu.Config<std::uint32_t>(0x10, 0xc9000000);
+  CHECK(other.mapped == own.mapped);
+  CHECK(own.mapped[1].at == 0xc9000000);
+  std::vector<std::size_t> reached;
+  gpu.device->on_call = [&](const Call& call) {
+    if (call.op == Op::kWrite && call.offset == pci::kCommand)
+      reached.push_back(own.mapped.size() + other.mapped.size());
+  };
+  gpu.Command(0);
+  gpu.Command(kMemory);
+  CHECK(reached == std::vector<std::size_t>{0, 0});
+  CHECK(other.mapped.size() == 2);
+  // A device that vanished is not reached any more.
+  gpu.device->on_call = nullptr;
+  gpu.device->fail = [](const Call&) { return ENODEV; };
+  (void)gpu.Config<std::uint32_t>(0x40);
+  gpu.loop->RunOnce(0);
+  CHECK(other.mapped.empty());
+  CHECK(own.mapped.empty());
+  gpu.Unplug();
+  nic->Command(kMemory);
+  CHECK(other.mapped.size() == 2);
+}
+
+TEST_CASE("function: a device that leaves has nothing of its peers in its address space") {
+  iommu::PeerMemory peers;
+  TestGuest gpu(MakeDevice(), {.peers = &peers});
+  gpu.Command(kMemory);
+  bool closed_clean = false;
+  auto device = MakeDevice();
+  FakeAddressSpace* other = &device->space;
+  device->on_close = [&] { closed_clean = other->mapped.empty(); };
+  {
+    TestGuest nic(std::move(device), {.peers = &peers});
+    CHECK(other->mapped.size() == 2);
+  }
+  CHECK(closed_clean);
+  CHECK(gpu.device->space.mapped.size() == 2);
 }
 
 TEST_CASE("function: state goes from one function to another, with COMMAND and vectors") {

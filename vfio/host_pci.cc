@@ -17,7 +17,6 @@ constexpr std::uint64_t kResourceMemory = 0x200;
 constexpr std::uint64_t kResourcePrefetch = 0x2000;
 constexpr std::uint64_t kResourceMemory64 = 0x100000;
 constexpr std::uint64_t kResourceUnset = 0x20000000;
-constexpr std::size_t kMaxMembers = 4096;
 
 bool IsHexDigits(std::string_view text, std::size_t least, std::size_t most) {
   return text.size() >= least && text.size() <= most &&
@@ -55,15 +54,6 @@ std::vector<std::string> SplitWords(std::string_view text) {
   return words;
 }
 
-DriverUse Judge(const std::string& driver, std::optional<std::uint64_t> class_code,
-                const std::string& folder) {
-  if (!driver.empty() && IsVfioDriver(driver, folder)) return DriverUse::kVfio;
-  if (IsBridgeClass(class_code) && (driver.empty() || driver == "pcieport"))
-    return DriverUse::kBridge;
-  if (driver.empty()) return DriverUse::kNone;
-  return driver == "pci-stub" ? DriverUse::kStub : DriverUse::kInTheWay;
-}
-
 void ReadIds(HostPciDevice& device) {
   const std::string& folder = device.folder;
   device.vendor = ReadAtMost(folder + "/vendor", 0xffff, 16);
@@ -82,32 +72,9 @@ void ReadIds(HostPciDevice& device) {
 
 void ReadDriver(HostPciDevice& device) {
   const std::string& folder = device.folder;
-  device.driver = LinkName(folder + "/driver");
   device.driver_module = LinkName(folder + "/driver/module");
   device.driver_override = ReadLine(folder + "/driver_override").value_or("");
   if (device.driver_override == "(null)") device.driver_override.clear();
-  device.use = Judge(device.driver, device.class_code, folder);
-  for (const std::string& name : ListFolder(folder + "/vfio-dev")) {
-    // The entry is there on kernels without CONFIG_VFIO_DEVICE_CDEV too; its number is not.
-    const bool cdev = name.starts_with("vfio") && ParseNumber(name.substr(4)).has_value() &&
-                      Exists(fmt::format("{}/vfio-dev/{}/dev", folder, name));
-    if (cdev && device.cdev.empty()) device.cdev = name;
-  }
-}
-
-void ReadGroup(HostPciDevice& device, const std::string& sysfs_root) {
-  device.group = ParseNumber(LinkName(device.folder + "/iommu_group"));
-  if (!device.group) return;
-  const std::string group = fmt::format("{}/kernel/iommu_groups/{}", sysfs_root, *device.group);
-  device.group_type = ReadLine(group + "/type").value_or("");
-  device.noiommu = ReadLine(group + "/name") == "vfio-noiommu";
-  for (const std::string& name : ListFolder(group + "/devices")) {
-    if (name == device.name || device.peers.size() == kMaxMembers) continue;
-    const std::string folder = fmt::format("{}/devices/{}", group, name);
-    GroupMember member{name, LinkName(folder + "/driver")};
-    member.use = Judge(member.driver, ReadAtMost(folder + "/class", 0xffffff, 16), folder);
-    device.peers.push_back(std::move(member));
-  }
 }
 
 void ReadReset(HostPciDevice& device) {
@@ -204,32 +171,6 @@ bool IsPciModalias(std::string_view text) {
          });
 }
 
-const char* Describe(DriverUse use) {
-  switch (use) {
-    case DriverUse::kVfio:
-      return "ready to be assigned";
-    case DriverUse::kNone:
-      return "no driver";
-    case DriverUse::kBridge:
-      return "bridge, not in the way";
-    case DriverUse::kStub:
-      return "held by pci-stub, not in the way";
-    case DriverUse::kInTheWay:
-      return "in use by the host";
-  }
-  return "";
-}
-
-bool IsBridgeClass(std::optional<std::uint64_t> class_code) {
-  // Base class 6 but for "other": 0x0680 is also what accelerators call themselves.
-  return class_code && *class_code >> 16 == 0x06 && (*class_code >> 8 & 0xff) != 0x80;
-}
-
-bool IsVfioDriver(std::string_view driver, const std::string& device_folder) {
-  return driver.find("vfio") != std::string_view::npos ||
-         !ListFolder(device_folder + "/vfio-dev").empty();
-}
-
 HostIommu ReadHostIommu(const std::string& sysfs_root) {
   HostIommu iommu;
   iommu.units = ListFolder(sysfs_root + "/class/iommu");
@@ -245,18 +186,19 @@ HostIommu ReadHostIommu(const std::string& sysfs_root) {
 Outcome<HostPciDevice> ReadHostPci(std::string_view bdf, const std::string& sysfs_root) {
   Outcome<HostBdf> address = ParseHostBdf(bdf);
   if (!address) return tl::unexpected(address.error());
-  HostPciDevice device;
-  device.bdf = *address;
-  device.name = ToString(*address);
-  device.folder = fmt::format("{}/bus/pci/devices/{}", sysfs_root, device.name);
-  if (!Exists(device.folder)) {
-    return ConfigFailure(fmt::format("there is no PCI device {} on this host", device.name),
+  const std::string name = ToString(*address);
+  const std::string folder = fmt::format("{}/bus/pci/devices/{}", sysfs_root, name);
+  if (!Exists(folder)) {
+    return ConfigFailure(fmt::format("there is no PCI device {} on this host", name),
                          "lspci -D lists the devices; echo 1 > /sys/bus/pci/rescan looks for new "
                          "ones");
   }
+  HostPciDevice device;
+  static_cast<SysfsDevice&>(device) = ReadSysfsDevice(folder);
+  device.bdf = *address;
+  device.folder = folder;
   ReadIds(device);
   ReadDriver(device);
-  ReadGroup(device, sysfs_root);
   ReadReset(device);
   device.bars = ParseResource(ReadText(device.folder + "/resource").value_or(""));
   device.iommu = ReadHostIommu(sysfs_root);
@@ -269,7 +211,7 @@ std::vector<BoundDevice> ListVfioBound(const std::string& sysfs_root) {
   for (const std::string& name : ListFolder(all)) {
     const std::string folder = fmt::format("{}/{}", all, name);
     std::string driver = LinkName(folder + "/driver");
-    if (!driver.empty() && IsVfioDriver(driver, folder)) bound.push_back({name, std::move(driver)});
+    if (UseOfDriver(folder, driver) == DriverUse::kVfio) bound.push_back({name, std::move(driver)});
   }
   return bound;
 }

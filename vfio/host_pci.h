@@ -1,7 +1,7 @@
 #pragma once
 
 // HostPciDevice: what sysfs says about a PCI function of the host, and whether it can be given to a
-// guest. It reads and changes nothing; vfio/bind.h changes.
+// guest: a SysfsDevice and what only PCI has. It reads and changes nothing; vfio/bind.h changes.
 //
 //   HostPciDevice device = *ReadHostPci("3b:00.0");
 //   for (const Finding& f : Examine(device, {})) if (f.blocks) Print(f.cause, f.next_step);
@@ -22,6 +22,7 @@
 
 #include "src/base/failure.h"
 #include "vfio/sysfs.h"
+#include "vfio/sysfs_device.h"
 
 namespace postern::vfio {
 
@@ -57,22 +58,6 @@ constexpr unsigned kRomIndex = 6;
 // A modalias of the form "pci:v00008086d...": printable, without wildcards, at most 256 bytes.
 [[nodiscard]] bool IsPciModalias(std::string_view text);
 
-// What a driver, or none, means for the assignment of a device or of another one of its group.
-enum class DriverUse : std::uint8_t {
-  kVfio,      // ready to be assigned
-  kNone,      // no driver: harmless
-  kBridge,    // a PCI bridge with no driver or the port driver, which does no DMA
-  kStub,      // pci-stub: holds the device and does nothing with it
-  kInTheWay,  // a driver of the host uses it
-};
-[[nodiscard]] const char* Describe(DriverUse use);
-
-struct GroupMember {
-  std::string bdf;     // any device's name: groups hold more than PCI
-  std::string driver;  // empty: none
-  DriverUse use = DriverUse::kInTheWay;
-};
-
 // The host's IOMMU and what it allows.
 struct HostIommu {
   enum class Remapping : std::uint8_t { kUnknown, kOff, kOn };
@@ -86,23 +71,14 @@ struct HostIommu {
 };
 [[nodiscard]] HostIommu ReadHostIommu(const std::string& sysfs_root = "/sys");
 
-struct HostPciDevice {
+struct HostPciDevice : SysfsDevice {
   HostBdf bdf;
-  std::string name;    // "0000:3b:00.0"
   std::string folder;  // "/sys/bus/pci/devices/0000:3b:00.0"
   std::optional<std::uint64_t> vendor, device, subsystem_vendor, subsystem_device, revision;
   std::optional<std::uint64_t> class_code;  // 24 bits
-  std::string driver;                       // empty: none
   std::string driver_module;                // empty: none or built in
   std::string driver_override;              // empty: not set
-  DriverUse use = DriverUse::kNone;
-  std::string modalias;  // empty: unknown
-  std::string cdev;      // "vfio0": the node below /dev/vfio/devices; empty: it has none
-
-  std::optional<std::uint64_t> group;
-  std::string group_type;          // "DMA", "DMA-FQ", "identity", ...; empty: unknown
-  bool noiommu = false;            // a group that VFIO made up: no translation, no protection
-  std::vector<GroupMember> peers;  // the other members of the group
+  std::string modalias;                     // empty: unknown
 
   std::vector<HostBar> bars;
   std::optional<std::vector<std::string>> reset_methods;  // nullopt: the kernel does not say
@@ -116,12 +92,6 @@ struct HostPciDevice {
 
 [[nodiscard]] Outcome<HostPciDevice> ReadHostPci(std::string_view bdf,
                                                  const std::string& sysfs_root = "/sys");
-
-// The class of anything that forwards a bus or that the host's own bus structure hangs on.
-[[nodiscard]] bool IsBridgeClass(std::optional<std::uint64_t> class_code);
-// Whether `driver` is one of VFIO: the device says so by its vfio-dev folder (Linux 6.1), the
-// driver's name before.
-[[nodiscard]] bool IsVfioDriver(std::string_view driver, const std::string& device_folder);
 
 // Devices bound to a VFIO driver, by name, with the driver.
 struct BoundDevice {

@@ -124,7 +124,7 @@ TEST_CASE("host pci: a device as sysfs shows it") {
   CHECK(device->group == 14U);
   CHECK(device->group_type == "DMA-FQ");
   REQUIRE(device->peers.size() == 1);
-  CHECK(device->peers[0].bdf == "0000:3a:00.0");
+  CHECK(device->peers[0].name == "0000:3a:00.0");
   CHECK(device->peers[0].use == DriverUse::kBridge);
   REQUIRE(device->bars.size() == 1);
   CHECK(device->bars[0].size == 0x4000);

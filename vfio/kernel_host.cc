@@ -193,12 +193,12 @@ Outcome<bool> KernelHost::UseIommufd(const Spec& spec, const Target& target) con
   });
   // The kernel lets a group be used one way at a time.
   if (!forced && group_open) return false;
-  const std::string file = fmt::format("{}/vfio/devices/{}", dev_root_, device.vfio_file);
-  const bool has_file = !device.vfio_file.empty() && MayUse(file);
+  const std::string file = fmt::format("{}/vfio/devices/{}", dev_root_, device.cdev);
+  const bool has_file = !device.cdev.empty() && MayUse(file);
   const bool has_iommufd = spec.iommufd_fd >= 0 || MayUse(dev_root_ + "/iommu");
   if (!forced) return has_file && has_iommufd;
   if (!device.vfio_bound()) return NotBound(device);
-  if (device.vfio_file.empty() || access(file.c_str(), F_OK) != 0) {
+  if (device.cdev.empty() || access(file.c_str(), F_OK) != 0) {
     return HostFailure(fmt::format("{} has no device file: the host's kernel is without them",
                                    Escaped(device.name)),
                        "leave out iommufd=on or say iommufd=off; device files come with "
@@ -269,7 +269,7 @@ Outcome<std::unique_ptr<HostDevice>> KernelHost::OpenByFile(const Spec& spec, Ta
   if (!ioas) return Pass(ioas.error());
   Fd file = std::move(target.file);
   if (!file.valid()) {
-    const std::string path = fmt::format("{}/vfio/devices/{}", dev_root_, target.sysfs->vfio_file);
+    const std::string path = fmt::format("{}/vfio/devices/{}", dev_root_, target.sysfs->cdev);
     Result<Fd> opened = calls_.Open(path, O_RDWR);
     if (!opened) return ExplainOpen(path, target.name, opened.error());
     file = std::move(*opened);

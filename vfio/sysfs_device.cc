@@ -5,8 +5,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
+#include <iterator>
+#include <limits>
 #include <utility>
 
 #include <fmt/core.h>
@@ -17,57 +18,108 @@
 namespace postern::vfio {
 namespace {
 
-std::optional<unsigned> Number(const std::string& text) {
-  unsigned value = 0;
-  const char* end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, value);
-  if (text.empty() || error != std::errc() || stop != end) return std::nullopt;
-  return value;
+constexpr std::size_t kMaxMembers = 4096;
+
+// "vfio0": what the kernel calls a device it gave to VFIO.
+bool IsDeviceEntry(const std::string& name) {
+  return name.starts_with("vfio") && ParseNumber(name.substr(4)).has_value();
 }
 
-bool IsVfioDriver(const std::string& driver) {
-  return driver.find("vfio") != std::string::npos;
+void ReadDeviceFile(SysfsDevice& device) {
+  const std::string folder = device.path + "/vfio-dev/";
+  for (const std::string& name : ListFolder(folder)) {
+    // The entry is there on kernels without CONFIG_VFIO_DEVICE_CDEV too; its number is not.
+    if (!IsDeviceEntry(name) || !Exists(folder + name + "/dev")) continue;
+    device.cdev = name;
+    return;
+  }
 }
 
-std::string With(const Blocker& member) {
+void ReadGroup(SysfsDevice& device) {
+  const std::string folder = device.path + "/iommu_group";
+  const std::optional<std::uint64_t> number = ParseNumber(LinkName(folder));
+  if (!number || *number > std::numeric_limits<unsigned>::max()) return;
+  device.group = static_cast<unsigned>(*number);
+  device.group_type = ReadLine(folder + "/type").value_or("");
+  // The groups the kernel makes up for mediated devices, which translate by themselves, have that
+  // name as well.
+  device.noiommu = ReadLine(folder + "/name") == "vfio-noiommu" && !device.mediated;
+  for (const std::string& name : ListFolder(folder + "/devices")) {
+    if (name == device.name || device.peers.size() == kMaxMembers) continue;
+    const std::string member = fmt::format("{}/devices/{}", folder, name);
+    std::string driver = LinkName(member + "/driver");
+    const DriverUse use = UseOfDriver(member, driver);
+    device.peers.push_back({name, std::move(driver), use});
+  }
+}
+
+std::string With(const GroupMember& member) {
   return fmt::format("{} (driver {})", Escaped(member.name), Escaped(member.driver));
 }
 
 }  // namespace
 
-bool SysfsDevice::vfio_bound() const {
-  // Kernels before 6.1 have no vfio-dev folder.
-  return !vfio_file.empty() || mediated || IsVfioDriver(driver);
+const char* Describe(DriverUse use) {
+  switch (use) {
+    case DriverUse::kVfio:
+      return "ready to be assigned";
+    case DriverUse::kNone:
+      return "no driver";
+    case DriverUse::kBridge:
+      return "bridge, not in the way";
+    case DriverUse::kStub:
+      return "held by pci-stub, not in the way";
+    case DriverUse::kInTheWay:
+      return "in use by the host";
+  }
+  return "";
+}
+
+bool IsBridgeClass(std::optional<std::uint64_t> class_code) {
+  // Base class 6 but for "other": 0x0680 is also what accelerators call themselves.
+  return class_code && *class_code >> 16 == 0x06 && (*class_code >> 8 & 0xff) != 0x80;
+}
+
+DriverUse UseOfDriver(const std::string& folder, const std::string& driver) {
+  if (driver.empty()) {
+    const std::optional<std::uint64_t> class_code = ReadNumber(folder + "/class", 16);
+    const bool bridge = class_code.value_or(0) <= 0xffffff && IsBridgeClass(class_code);
+    return bridge ? DriverUse::kBridge : DriverUse::kNone;
+  }
+  const std::vector<std::string> entries = ListFolder(folder + "/vfio-dev");
+  if (std::any_of(entries.begin(), entries.end(), IsDeviceEntry) ||
+      driver.find("vfio") != std::string::npos) {
+    return DriverUse::kVfio;
+  }
+  // Also of ports that are no bridges, such as event collectors.
+  if (driver == "pcieport") return DriverUse::kBridge;
+  return driver == "pci-stub" ? DriverUse::kStub : DriverUse::kInTheWay;
+}
+
+SysfsDevice ReadSysfsDevice(const std::string& folder) {
+  SysfsDevice device;
+  device.path = RealPath(folder);
+  device.name = device.path.substr(device.path.rfind('/') + 1);
+  device.mediated = LinkName(device.path + "/subsystem") == "mdev";
+  device.driver = LinkName(device.path + "/driver");
+  device.use = device.mediated ? DriverUse::kVfio : UseOfDriver(device.path, device.driver);
+  ReadDeviceFile(device);
+  ReadGroup(device);
+  return device;
 }
 
 Outcome<SysfsDevice> FindSysfsDevice(const std::string& path) {
-  SysfsDevice device;
-  device.path = RealPath(path);
-  if (device.path.empty()) {
+  const std::string canonical = RealPath(path);
+  if (canonical.empty()) {
     return ConfigFailure(
         fmt::format("no device at '{}': {}", Escaped(path), strerrordesc_np(errno)),
         "check the address: lspci -D lists PCI devices, /sys/bus/mdev/devices mediated ones");
   }
-  device.name = device.path.substr(device.path.rfind('/') + 1);
-  const std::string subsystem = LinkName(device.path + "/subsystem");
-  if (subsystem.empty()) {
+  if (LinkName(canonical + "/subsystem").empty()) {
     return ConfigFailure(fmt::format("'{}' is not a device of sysfs", Escaped(path)),
                          "give a device's folder, such as /sys/bus/pci/devices/0000:3b:00.0");
   }
-  device.mediated = subsystem == "mdev";
-  device.driver = LinkName(device.path + "/driver");
-  device.group = Number(LinkName(device.path + "/iommu_group"));
-  const std::string name = ReadLine(device.path + "/iommu_group/name").value_or("");
-  // The groups the kernel makes up for mediated devices, which translate by themselves, have that
-  // name as well.
-  device.noiommu = name == "vfio-noiommu" && !device.mediated;
-  for (const std::string& entry : ListFolder(device.path + "/vfio-dev")) {
-    if (entry.starts_with("vfio")) {
-      device.vfio_file = entry;
-      break;
-    }
-  }
-  return device;
+  return ReadSysfsDevice(canonical);
 }
 
 Outcome<SysfsDevice> FindDeviceOfFile(int fd, const std::string& root) {
@@ -79,17 +131,10 @@ Outcome<SysfsDevice> FindDeviceOfFile(int fd, const std::string& root) {
       fmt::format("{}/dev/char/{}:{}/device", root, major(status.st_rdev), minor(status.st_rdev)));
 }
 
-std::vector<Blocker> Blockers(const SysfsDevice& device) {
-  std::vector<Blocker> blockers;
-  const std::string folder = device.path + "/iommu_group/devices";
-  for (const std::string& name : ListFolder(folder)) {
-    const std::string member = fmt::format("{}/{}", folder, name);
-    const std::string driver = LinkName(member + "/driver");
-    // The kernel lets bridges keep theirs.
-    if (driver.empty() || IsVfioDriver(driver) || driver == "pcieport") continue;
-    if (Exists(member + "/vfio-dev")) continue;
-    blockers.push_back({name, driver});
-  }
+std::vector<GroupMember> Blockers(const SysfsDevice& device) {
+  std::vector<GroupMember> blockers;
+  std::copy_if(device.peers.begin(), device.peers.end(), std::back_inserter(blockers),
+               [](const GroupMember& peer) { return peer.use == DriverUse::kInTheWay; });
   return blockers;
 }
 
@@ -104,7 +149,7 @@ tl::unexpected<Failure> NotBound(const SysfsDevice& device) {
 tl::unexpected<Failure> NotViable(const SysfsDevice& device) {
   std::string others;
   std::string commands;
-  for (const Blocker& member : Blockers(device)) {
+  for (const GroupMember& member : Blockers(device)) {
     if (!others.empty()) others += ", ";
     others += With(member);
     commands += (commands.empty() ? "postern bind " : "; postern bind ") + Escaped(member.name);

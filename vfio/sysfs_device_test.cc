@@ -31,7 +31,7 @@ TEST_CASE("sysfs: a device is told with driver, group and device file, by any pa
   CHECK(device->name == "0000:3b:00.0");
   CHECK(device->driver == "vfio-pci");
   CHECK(device->group == 12u);
-  CHECK(device->vfio_file == "vfio0");
+  CHECK(device->cdev == "vfio0");
   CHECK(device->vfio_bound());
   CHECK_FALSE(device->mediated);
   CHECK_FALSE(device->noiommu);
@@ -71,6 +71,7 @@ TEST_CASE("sysfs: what else is in the group and keeps it from VFIO") {
   rig.kernel.AddDevice("0000:3b:00.1", 12);
   rig.kernel.AddStranger("0000:3b:00.2", 12, "snd_hda_intel");
   rig.kernel.AddStranger("0000:3b:00.3", 12, "");
+  rig.kernel.AddStranger("0000:3b:00.4", 12, "pci-stub");
   rig.kernel.AddStranger("0000:00:1c.0", 12, "pcieport");
   rig.kernel.AddStranger("0000:3c:00.0", 13, "nvme");
   const auto device = FindSysfsDevice(rig.Path("0000:3b:00.0"));
@@ -79,6 +80,41 @@ TEST_CASE("sysfs: what else is in the group and keeps it from VFIO") {
   REQUIRE(blockers.size() == 1);
   CHECK(blockers[0].name == "0000:3b:00.2");
   CHECK(blockers[0].driver == "snd_hda_intel");
+  REQUIRE(device->peers.size() == 5);  // not itself
+  CHECK(device->peers[0].use == DriverUse::kBridge);
+  CHECK(device->peers[1].use == DriverUse::kVfio);
+  CHECK(device->peers[3].use == DriverUse::kNone);
+  CHECK(device->peers[4].use == DriverUse::kStub);
+}
+
+TEST_CASE("sysfs: a kernel without device files still says which driver is one of VFIO") {
+  Rig rig;
+  rig.kernel.AddDevice("0000:3b:00.0", 12);
+  rig.kernel.RemoveDeviceFiles();
+  const auto device = FindSysfsDevice(rig.Path("0000:3b:00.0"));
+  REQUIRE(device);
+  CHECK(device->vfio_bound());
+  CHECK(device->cdev.empty());
+}
+
+TEST_CASE("sysfs: a VFIO driver is told by the device's entry, or by its name before Linux 6.1") {
+  Rig rig;
+  rig.kernel.AddDevice("0000:3b:00.0", 12);
+  const std::string folder = rig.Path("0000:3b:00.0");
+  const auto use = [&] { return FindSysfsDevice(folder)->use; };
+  for (const char* driver : {"vfio-pci", "mlx5_vfio_pci", "hisi-acc-vfio-pci"}) {
+    CAPTURE(driver);
+    rig.kernel.Bind("0000:3b:00.0", driver);
+    CHECK(use() == DriverUse::kVfio);
+  }
+  rig.kernel.Bind("0000:3b:00.0", "acme-migration");
+  CHECK(use() == DriverUse::kInTheWay);
+  // An empty folder and names that are not the kernel's tell nothing.
+  std::filesystem::create_directories(folder + "/vfio-dev/vfiox");
+  CHECK(use() == DriverUse::kInTheWay);
+  std::filesystem::create_directories(folder + "/vfio-dev/vfio7");
+  CHECK(use() == DriverUse::kVfio);
+  CHECK(FindSysfsDevice(folder)->cdev.empty());
 }
 
 TEST_CASE("sysfs: a group without an IOMMU is seen") {

@@ -1,8 +1,11 @@
 #include "devices/pci/root_port.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <functional>
 #include <utility>
+#include <vector>
 
 #include "devices/pci/root.h"
 #include "src/base/check.h"
@@ -287,6 +290,25 @@ void RootPort::CheckReleased() {
 
 PciFunction* RootPort::function() const {
   return root_ == nullptr ? nullptr : root_->Behind(*this);
+}
+
+// BARs and windows are naturally aligned powers of two: largest first, they leave no holes.
+std::optional<std::size_t> RootPort::Misfit(const PciFunction& function) const {
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < function.bars().size(); ++i) {
+    if (function.bars()[i] && function.bars()[i]->kind() != BarKind::kIo) order.push_back(i);
+  }
+  const auto size = [&](std::size_t i) { return function.bars()[i]->size(); };
+  std::ranges::stable_sort(order, std::greater<>(), size);
+  std::uint64_t low = options_.window32;
+  std::uint64_t high = options_.window64;
+  for (const std::size_t i : order) {
+    const bool above = function.bars()[i]->kind() == BarKind::kMem64Prefetchable && size(i) <= high;
+    std::uint64_t& window = above ? high : low;
+    if (size(i) > window) return i;
+    window -= size(i);
+  }
+  return std::nullopt;
 }
 
 Result<void> RootPort::Plug(PciFunction& function) {

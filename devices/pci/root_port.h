@@ -38,6 +38,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "devices/pci/bar_space.h"
@@ -74,6 +75,9 @@ class RootPort final : public PciFunction {
                                                                 const RootPortOptions& options);
   ~RootPort() override;
 
+  // The largest memory BAR of the function for which there is no room in the windows the port has
+  // from the start; none: all fit. Plug does not ask: a guest might make the windows larger.
+  [[nodiscard]] std::optional<std::size_t> Misfit(const PciFunction& function) const;
   // Attaches the function and tells the guest. kBadState before the port is on a root, kOverlap
   // when it is occupied.
   [[nodiscard]] Result<void> Plug(PciFunction& function);

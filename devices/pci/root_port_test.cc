@@ -225,6 +225,42 @@ TEST_CASE("root port: buses are handed out until ECAM ends, windows until they a
   CHECK(bridge.root->Remove(*one).has_value());
 }
 
+constexpr std::uint64_t kLow = 2 << 20;
+constexpr std::uint64_t kHigh = std::uint64_t{1} << 30;
+
+TEST_CASE("root port: BARs that its windows cannot hold are known before anything is plugged") {
+  FakeBridge bridge(2);
+  const auto loop = EventLoop::Create().value();
+  using Specs = std::vector<PlainFunction::Spec>;
+  const auto misfit = [&](const Specs& bars, std::uint64_t low = kLow, std::uint64_t high = kHigh) {
+    const auto port = RootPort::Create("port", bridge.platform.interrupts, *loop,
+                                       {.window32 = low, .window64 = high})
+                          .value();
+    return port->Misfit(PlainFunction(bars));
+  };
+  const std::optional<std::size_t> fits;
+  CHECK(misfit({}) == fits);
+  CHECK(misfit({{0, BarKind::kMem32, kLow}}) == fits);
+  CHECK(misfit({{0, BarKind::kMem32, 2 * kLow}}) == 0);
+  CHECK(misfit({{1, BarKind::kMem32Prefetchable, 2 * kLow}}) == 1);
+  // Not prefetchable: never above 4 GiB.
+  CHECK(misfit({{2, BarKind::kMem64, 2 * kLow}}) == 2);
+  CHECK(misfit({{2, BarKind::kMem64Prefetchable, kHigh}}) == fits);
+  CHECK(misfit({{2, BarKind::kMem64Prefetchable, 2 * kHigh}}) == 2);
+  CHECK(misfit({{2, BarKind::kMem64Prefetchable, std::uint64_t{1} << 62}}) == 2);
+  // Together: the one for which nothing is left.
+  CHECK(misfit({{0, BarKind::kMem32, kLow / 2}, {1, BarKind::kMem32, kLow / 2}}) == fits);
+  CHECK(misfit({{0, BarKind::kMem32, 4096}, {1, BarKind::kMem32, kLow}}) == 0);
+  CHECK(misfit({{0, BarKind::kMem64Prefetchable, kLow}, {2, BarKind::kMem64Prefetchable, kHigh}}) ==
+        fits);  // the smaller one below 4 GiB
+  CHECK(misfit({{0, BarKind::kMem64Prefetchable, kLow},
+                {2, BarKind::kMem64Prefetchable, kHigh},
+                {4, BarKind::kMem32, 4096}}) == 4);
+  // A port without windows; ports of I/O are another matter.
+  CHECK(misfit({{0, BarKind::kMem32, 4096}}, 0, 0) == 0);
+  CHECK(misfit({{0, BarKind::kIo, 16}}, 0, 0) == fits);
+}
+
 TEST_CASE(
     "root port: a plugged function is found on the bus the guest numbered, and pulled again") {
   Rig rig;

@@ -87,7 +87,7 @@ std::string GroupLines(const vfio::HostPciDevice& device) {
   std::string text = Line("group", head);
   for (const vfio::GroupMember& peer : device.peers) {
     text += Line(
-        "", fmt::format("{}  {}  {}", Escaped(peer.bdf, 64),
+        "", fmt::format("{}  {}  {}", Escaped(peer.name, 64),
                         peer.driver.empty() ? "-" : Escaped(peer.driver, 64), Describe(peer.use)));
   }
   return text;
@@ -197,7 +197,7 @@ nlohmann::json GroupJson(const vfio::HostPciDevice& device) {
   nlohmann::json members = nlohmann::json::array();
   for (const vfio::GroupMember& peer : device.peers) {
     members.push_back(
-        {{"device", peer.bdf}, {"driver", MaybeText(peer.driver)}, {"use", UseName(peer.use)}});
+        {{"device", peer.name}, {"driver", MaybeText(peer.driver)}, {"use", UseName(peer.use)}});
   }
   return {{"number", *device.group},
           {"type", MaybeText(device.group_type)},

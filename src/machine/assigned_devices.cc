@@ -1,7 +1,5 @@
 #include "src/machine/assigned_devices.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -9,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "iommu/prefault.h"
 #include "src/arch/x86_64/layout.h"
 #include "src/base/kernel_calls.h"
 #include "src/base/log.h"
@@ -18,11 +17,6 @@ namespace postern {
 namespace {
 
 constexpr const char* kLog = "machine";
-
-unsigned PrefaultThreads() {
-  constexpr long kMost = 16;
-  return static_cast<unsigned>(std::clamp(sysconf(_SC_NPROCESSORS_ONLN), 1L, kMost));
-}
 
 vfio::KernelHost::Spec SpecOf(const AssignedConfig& config) {
   vfio::KernelHost::Spec spec;
@@ -76,7 +70,7 @@ AssignedDevices::~AssignedDevices() {
 }
 
 Outcome<std::unique_ptr<iommu::RamMapper>> AssignedDevices::Fill(iommu::AddressSpace& space) {
-  auto mapper = std::make_unique<iommu::RamMapper>(space, PrefaultThreads());
+  auto mapper = std::make_unique<iommu::RamMapper>(space, iommu::HostPrefaultThreads());
   if (Result<void> r = host_.memory.Observe(*mapper); !r) {
     const auto& at = mapper->last_error();
     if (!at.has_value()) return HostFailure("cannot map the guest's memory for DMA", r.error());
@@ -105,7 +99,7 @@ Outcome<pci::PciFunction*> AssignedDevices::Make(const AssignedConfig& config,
   options.rom_bar = config.rombar;
   options.intx = config.intx;
   options.intx_gsi = intx_gsi;
-  options.p2p = config.p2p;
+  if (config.p2p) options.peers = &peers_;
   if (config.trap_bar >= 0) options.trap_bars = {static_cast<unsigned>(config.trap_bar)};
   // Not inside the function's own event: giving back destroys the function.
   Outcome<std::unique_ptr<vfio::VfioFunction>> function = vfio::VfioFunction::Create(

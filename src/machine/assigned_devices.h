@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "devices/pci/root.h"
+#include "iommu/peer_memory.h"
 #include "iommu/ram_mapper.h"
 #include "src/base/event_loop.h"
 #include "src/base/failure.h"
@@ -80,6 +81,7 @@ class AssignedDevices {
 
   const Host host_;
   vfio::KernelHost kernel_;
+  iommu::PeerMemory peers_;  // of the devices with p2p
   // Of the kernel's address spaces, in the order they were made.
   std::vector<std::unique_ptr<iommu::RamMapper>> mappers_;
   std::vector<Entry> entries_;

@@ -69,7 +69,7 @@ struct AssignedConfig {
   int iommufd_fd = -1;               // an open /dev/iommu
   bool rombar = false;               // show the option ROM
   bool intx = true;                  // wired interrupts, where it has nothing else
-  bool p2p = false;                  // let other assigned devices write to its memory
+  bool p2p = false;                  // let it and others with p2p reach each other's memory
   int trap_bar = -1;                 // a BAR whose accesses are all trapped
 };
 

@@ -10,6 +10,7 @@
 #include "devices/virtio/rng/rng.h"
 #include "devices/virtio/vsock/device.h"
 #include "src/arch/x86_64/layout.h"
+#include "src/base/units.h"
 #include "src/machine/device_options.h"
 
 namespace postern {
@@ -18,6 +19,28 @@ namespace {
 constexpr pci::IntxInputs kIntx = {x86_64::kPciIntxFirstGsi, x86_64::kPciIntxFirstGsi + 1,
                                    x86_64::kPciIntxFirstGsi + 2, x86_64::kPciIntxFirstGsi + 3};
 static_assert(x86_64::kPciIntxGsis == kIntx.size());
+
+// The BARs do not fit: the largest is the one to do without.
+tl::unexpected<Failure> NoRoom(pci::PciRoot& root, const pci::Windows& windows,
+                               const Error& error) {
+  if (error.code != Errc::kExhausted) return HostFailure("PCI addresses", error);
+  std::string largest;
+  std::uint64_t size = 0;
+  for (const pci::FunctionInfo& function : root.Functions()) {
+    for (const pci::BarInfo& bar : function.bars) {
+      if (bar.kind == pci::BarKind::kIo || bar.size <= size) continue;
+      size = bar.size;
+      largest = fmt::format("; the largest is BAR {} of '{}' with {}", bar.index, function.name,
+                            FormatSize(size));
+    }
+  }
+  return ConfigFailure(
+      fmt::format("no room for the devices' BARs and the hot-plug slots' windows: there are {} "
+                  "below 4 GiB and {} above the memory{}",
+                  FormatSize(windows.memory32.size), FormatSize(windows.memory64.size), largest),
+      "leave that device out, start with fewer --hotplug-ports, or with less --memory; what is "
+      "above the memory ends where the processor's addresses do");
+}
 
 }  // namespace
 
@@ -43,7 +66,7 @@ Outcome<std::unique_ptr<DeviceSet>> DeviceSet::Create(const Config& config, cons
   if (Outcome<void> r = set->AddPorts(); !r) return tl::unexpected(r.error());
   if (set->root_ != nullptr) {
     if (Result<void> r = set->root_->AssignAddresses(); !r)
-      return HostFailure("no room for the devices' registers", r.error());
+      return NoRoom(*set->root_, host.windows, r.error());
   }
   // Last: while no thread runs the loops, devices are set up on this one.
   if (Outcome<void> r = set->StartLoops(); !r) return tl::unexpected(r.error());

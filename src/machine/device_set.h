@@ -82,6 +82,8 @@ class DeviceSet {
   [[nodiscard]] Outcome<void> AddAssigned();
   [[nodiscard]] Outcome<void> AddPorts();
   [[nodiscard]] Outcome<Entry> MakeDisk(const DiskConfig& disk, const std::string& id);
+  // Whether the slot's windows can hold the BARs.
+  [[nodiscard]] static Outcome<void> CheckRoom(const Entry& entry, const pci::RootPort& port);
   [[nodiscard]] Outcome<Entry> MakeAssigned(const AssignedConfig& device, const std::string& id);
   [[nodiscard]] AssignedDevices& assigned();
   // The host wants an assigned device back: the guest is asked for it where it can be, and in any

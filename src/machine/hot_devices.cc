@@ -11,6 +11,7 @@
 #include "src/arch/x86_64/layout.h"
 #include "src/base/log.h"
 #include "src/base/text.h"
+#include "src/base/units.h"
 #include "src/machine/device_options.h"
 #include "src/machine/device_set.h"
 
@@ -102,6 +103,20 @@ Outcome<DeviceSet::Entry> DeviceSet::MakeAssigned(const AssignedConfig& device,
   return entry;
 }
 
+Outcome<void> DeviceSet::CheckRoom(const Entry& entry, const pci::RootPort& port) {
+  const pci::PciFunction& function = entry.assigned != nullptr ? *entry.assigned : *entry.pci;
+  const std::optional<std::size_t> bar = port.Misfit(function);
+  if (!bar) return {};
+  return ConfigFailure(
+      fmt::format(
+          "device '{}': no room for its BAR {} of {} in a hot-plug slot ({} below 4 GiB, {} "
+          "above)",
+          entry.id, *bar, FormatSize(function.bars()[*bar]->size()),
+          FormatSize(port.options().window32), FormatSize(port.options().window64)),
+      "give it to the machine from the start, or start with fewer --hotplug-ports: they share the "
+      "room");
+}
+
 Outcome<std::string> DeviceSet::AddDevice(const DeviceConfig& device) {
   const auto* const disk = std::get_if<DiskConfig>(&device);
   const auto* const foreign = std::get_if<AssignedConfig>(&device);
@@ -118,6 +133,10 @@ Outcome<std::string> DeviceSet::AddDevice(const DeviceConfig& device) {
   if (!id) return id;
   Outcome<Entry> made = disk != nullptr ? MakeDisk(*disk, *id) : MakeAssigned(*foreign, *id);
   if (!made) return tl::unexpected(made.error());
+  if (Outcome<void> fits = CheckRoom(*made, *port); !fits) {
+    if (made->assigned != nullptr) assigned_->Close(*id);
+    return tl::unexpected(fits.error());
+  }
   made->port = port;
   ++added_;
   entries_.push_back(std::move(*made));

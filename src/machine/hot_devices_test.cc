@@ -19,7 +19,13 @@ namespace postern {
 namespace {
 
 struct Rig {
-  explicit Rig(std::uint32_t ports) : control(EventLoop::Create().value()) {
+  static constexpr pci::Windows kWindows = {
+      .memory32 = {x86_64::kPciWindow32, x86_64::kPciWindow32Size},
+      .memory64 = {0x1000000000, 0x3000000000},
+      .io = {}};
+
+  explicit Rig(std::uint32_t ports, const pci::Windows& windows = kWindows)
+      : control(EventLoop::Create().value()) {
     std::vector<memory::RegionPtr> regions;
     regions.push_back(memory::Region::Create(memory::Gpa(0), 1 << 20, {}).value());
     memory = std::make_unique<memory::MemoryMap>(
@@ -27,17 +33,17 @@ struct Rig {
     Config config;
     config.console.mode = ConsoleConfig::Mode::kOff;
     config.hotplug_ports = ports;
-    auto made = DeviceSet::Create(
-        config, {.platform = platform.Get(),
-                 .mmio = mmio,
-                 .ports = port_bus,
-                 .memory = *memory,
-                 .windows = {.memory32 = {x86_64::kPciWindow32, x86_64::kPciWindow32Size},
-                             .memory64 = {0x1000000000, 0x3000000000},
-                             .io = {}},
-                 .quit = [] {},
-                 .control = *control});
-    REQUIRE(made.has_value());
+    auto made = DeviceSet::Create(config, {.platform = platform.Get(),
+                                           .mmio = mmio,
+                                           .ports = port_bus,
+                                           .memory = *memory,
+                                           .windows = windows,
+                                           .quit = [] {},
+                                           .control = *control});
+    if (!made) {
+      failure = made.error();
+      return;
+    }
     devices = std::move(*made);
     char name[] = "/tmp/postern_hot_XXXXXX";
     const int fd = mkstemp(name);
@@ -73,7 +79,8 @@ struct Rig {
   bus::Bus port_bus;
   std::unique_ptr<EventLoop> control;
   std::unique_ptr<memory::MemoryMap> memory;
-  std::unique_ptr<DeviceSet> devices;
+  std::unique_ptr<DeviceSet> devices;  // null after a failure
+  Failure failure;
   std::string path;
 };
 
@@ -133,9 +140,34 @@ TEST_CASE("hot devices: what cannot be is refused by name, and changes nothing")
   CHECK(refused(rig.devices->PullDevice("rng0"), "from the start"));
   CHECK(rig.devices->AddDevice(rig.Disk()));
   CHECK(refused(rig.devices->AddDevice(rig.Disk()), "all 1 hot-plug slots"));
+  CHECK(refused(rig.devices->AddDevice(AssignedConfig{.host = "0000:3b:00.0"}),
+                "all 1 hot-plug slots"));
   CHECK(rig.devices->Devices().size() == 2);
   Rig none(0);
   CHECK(refused(none.devices->AddDevice(none.Disk()), "no hot-plug slots"));
+}
+
+TEST_CASE("hot devices: a BAR that no slot has room for is refused with the sizes") {
+  Rig rig(1, {.memory32 = {x86_64::kPciWindow32, 0x100000}, .memory64 = {}, .io = {}});
+  REQUIRE(rig.devices != nullptr);
+  for (int round = 0; round < 2; ++round) {
+    const Outcome<std::string> added = rig.devices->AddDevice(rig.Disk("x"));
+    REQUIRE_FALSE(added);
+    CHECK(added.error().kind == Failure::Kind::kConfig);
+    CHECK(added.error().cause.starts_with("device 'x': no room for its BAR "));
+    CHECK(added.error().next_step.find("--hotplug-ports") != std::string::npos);
+  }
+  CHECK(rig.devices->free_slots() == 1);
+  CHECK(rig.devices->Devices().size() == 1);
+}
+
+TEST_CASE("devices: BARs that do not fit the windows are refused, the largest by name") {
+  const Rig rig(0, {.memory32 = {x86_64::kPciWindow32, 0x1000}, .memory64 = {}, .io = {}});
+  REQUIRE(rig.devices == nullptr);
+  CHECK(rig.failure.kind == Failure::Kind::kConfig);
+  CHECK(rig.failure.cause.find("4K below 4 GiB and 0 above") != std::string::npos);
+  CHECK(rig.failure.cause.find("of 'rng0'") != std::string::npos);
+  CHECK_FALSE(rig.failure.next_step.empty());
 }
 
 TEST_CASE("hot devices: a set ends with disks plugged in and asked to go") {

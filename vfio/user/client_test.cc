@@ -258,6 +258,7 @@ TEST_CASE("vfio-user address space: maps whole pages once, and unmaps exactly wh
   CHECK(space.limits().Allows(iommu::Iova(0), ~std::uint64_t{0}));
   CHECK(space.limits().page_sizes == 4096);
   CHECK(space.limits().mappings_left == 3);
+  CHECK_FALSE(space.limits().device_memory);
   const auto& region = rig.memory.Snapshot()->regions()[0];
   auto* base = reinterpret_cast<std::byte*>(region->host_address());
   const auto map = [&](std::uint64_t at, std::uint64_t length) {

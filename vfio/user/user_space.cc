@@ -10,7 +10,10 @@ iommu::Limits UserAddressSpace::limits() const {
   const std::uint64_t most = capabilities_.max_dma_maps;
   return {.ranges = {{0, std::numeric_limits<std::uint64_t>::max()}},
           .page_sizes = capabilities_.pgsizes,
-          .mappings_left = static_cast<std::uint32_t>(most > used ? most - used : 0)};
+          .mappings_left = static_cast<std::uint32_t>(most > used ? most - used : 0),
+          // There is no file of them that could be given away; and whoever maps a BAR would wait
+          // for this server.
+          .device_memory = false};
 }
 
 Result<void> UserAddressSpace::Map(iommu::Iova at, const iommu::HostRange& from,

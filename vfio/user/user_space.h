@@ -6,7 +6,8 @@
 //
 // Mappings may lie anywhere. Nothing is pinned. A server that holds the file of guest memory keeps
 // it until it unmaps it or ends: what it writes after Unmap was refused is its own doing, so one
-// that refuses is taken for vanished. Threads: any. Source: vfio-user specification,
+// that refuses is taken for vanished. Memory of other devices is not for it. Threads: any. Source:
+// vfio-user specification,
 // VFIO_USER_DMA_MAP and VFIO_USER_DMA_UNMAP.
 
 #include "iommu/address_space.h"

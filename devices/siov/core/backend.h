@@ -16,10 +16,10 @@
 //
 // Ownership: the Vdev owns it; it borrows BackendEvents from Attach on. Threads: Attach, Start,
 // Stop, Enable, the halting calls, handles, portals, state: one at a time, with the function's lock
-// held, and none blocks but Quiesce and Reset, whose waits are bounded by one piece of work (not one
-// descriptor). Submit: any thread. `done` runs once, on a thread of the backend or inside the call.
-// A backend's threads never wait for the function's lock.
-// Source: SIOV as described by the Intel DSA Architecture Specification 3.0, sections 3.16 and 7.5.
+// held, and none blocks but Quiesce and Reset, whose waits are bounded by one piece of work (not
+// one descriptor). Submit: any thread. `done` runs once, on a thread of the backend or inside the
+// call. A backend's threads never wait for the function's lock. Source: SIOV as described by the
+// Intel DSA Architecture Specification 3.0, sections 3.16 and 7.5.
 
 #include <array>
 #include <cstddef>
@@ -109,8 +109,8 @@ class BackendEvents {
   // A polled portal met a driver that breaks the rule of polled_page.h: what it reads from now on
   // may have gaps. The Vdev makes the portal a trapped one.
   virtual void OnRuleBroken(std::uint32_t queue) = 0;
-  // The host's side has gone (its device vanished, its descriptor was closed): nothing will complete
-  // any more.
+  // The host's side has gone (its device vanished, its descriptor was closed): nothing will
+  // complete any more.
   virtual void OnLost() = 0;
 };
 

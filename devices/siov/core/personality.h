@@ -1,11 +1,12 @@
 #pragma once
 
-// Personality: what makes a Vdev one kind of device: its identity, its registers as a table, and the
-// few of them that do something. Everything else (config space, BARs, width and mask rules, MSI-X,
-// portals, state) is the Vdev's and shared.
+// Personality: what makes a Vdev one kind of device: its identity, its registers as a table, and
+// the few of them that do something. Everything else (config space, BARs, width and mask rules,
+// MSI-X, portals, state) is the Vdev's and shared.
 //
 //   class DsaPersonality final : public siov::Personality { ... };
-//   auto vdev = TRY(siov::Vdev::Create({.name = "dsa0"}, std::move(personality), std::move(backend), host));
+//   auto vdev = TRY(siov::Vdev::Create({.name = "dsa0"}, std::move(personality),
+//   std::move(backend), host));
 //
 // Ownership: the Vdev owns it; it borrows the VdevPort from Bind on. Threads: every call with the
 // function's lock held.
@@ -50,8 +51,8 @@ class VdevPort {
   virtual void Trigger(std::uint16_t vector) = 0;
   // COMMAND.BME now.
   [[nodiscard]] virtual bool bus_master() const = 0;
-  // A completion for a halting call of the backend: `then` runs later with the lock held, unless the
-  // Vdev was reset in between.
+  // A completion for a halting call of the backend: `then` runs later with the lock held, unless
+  // the Vdev was reset in between.
   [[nodiscard]] virtual Done Later(std::function<void(HaltResult)> then) = 0;
 };
 

@@ -1,9 +1,11 @@
 #pragma once
 
-// Vdev: a virtual PCI function composed of a Personality (what it is), a Backend (who does the work)
-// and parts that know neither: config space, a RegisterFile behind BAR 0, portals in BAR 2, MSI-X.
+// Vdev: a virtual PCI function composed of a Personality (what it is), a Backend (who does the
+// work) and parts that know neither: config space, a RegisterFile behind BAR 0, portals in BAR 2,
+// MSI-X.
 //
-//   auto vdev = TRY(Vdev::Create({.name = "dsa0", .portal = PortalMode::kPolled}, std::move(personality),
+//   auto vdev = TRY(Vdev::Create({.name = "dsa0", .portal = PortalMode::kPolled},
+//   std::move(personality),
 //                                std::move(backend), {platform.interrupts, loop}));
 //   Bdf where = TRY(root.Add(*vdev));
 //
@@ -59,10 +61,9 @@ class Vdev final : public pci::PciFunction,
   };
   // kInvalidArgument for a layout or table that is not well formed; kUnsupported for a portal mode
   // the backend lacks.
-  [[nodiscard]] static Result<std::unique_ptr<Vdev>> Create(const VdevOptions& options,
-                                                            std::unique_ptr<Personality> personality,
-                                                            std::unique_ptr<Backend> backend,
-                                                            const Host& host);
+  [[nodiscard]] static Result<std::unique_ptr<Vdev>> Create(
+      const VdevOptions& options, std::unique_ptr<Personality> personality,
+      std::unique_ptr<Backend> backend, const Host& host);
   ~Vdev() override;
 
   [[nodiscard]] const Personality& personality() const { return *personality_; }

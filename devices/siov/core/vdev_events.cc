@@ -52,7 +52,7 @@ void Vdev::MakeTrapped(std::uint32_t queue) {
   rules_broken_.Add();
   if (Result<void> trapped = TrapPortal(queue); !trapped) {
     trap_failures_.Add();
-    LOG_ERROR("siov",
+    GUEST_LOG("siov",
               "{}: queue {}: its portal stays mapped although its driver breaks the rule: {}",
               name(), queue, trapped.error().op);
     return;

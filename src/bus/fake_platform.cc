@@ -279,11 +279,40 @@ std::vector<FakePageMapper::MappingState> FakePageMapper::Mappings() const {
   return list;
 }
 
+namespace {
+
+// A guest's access: the page's owner may be at it on another thread, and sees aligned words whole.
+constexpr std::size_t kWord = sizeof(std::uint64_t);
+bool IsWords(const std::byte* at, std::size_t size) {
+  return reinterpret_cast<std::uintptr_t>(at) % kWord == 0 && size % kWord == 0;
+}
+void StoreShared(std::byte* to, std::span<const std::byte> data) {
+  if (!IsWords(to, data.size())) {
+    auto* bytes = reinterpret_cast<unsigned char*>(to);
+    for (std::size_t i = 0; i < data.size(); ++i)
+      __atomic_store_n(bytes + i, std::to_integer<unsigned char>(data[i]), __ATOMIC_RELEASE);
+    return;
+  }
+  auto* words = static_cast<std::uint64_t*>(static_cast<void*>(to));
+  for (std::size_t i = 0; i < data.size() / kWord; ++i) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, data.data() + i * kWord, kWord);
+    __atomic_store_n(words + i, word, __ATOMIC_RELEASE);
+  }
+}
+void LoadShared(const std::byte* from, std::span<std::byte> data) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(from);
+  for (std::size_t i = 0; i < data.size(); ++i)
+    data[i] = std::byte{__atomic_load_n(bytes + i, __ATOMIC_ACQUIRE)};
+}
+
+}  // namespace
+
 bool FakePageMapper::GuestWrite(Gpa gpa, std::span<const std::byte> data) {
   const MutexLock lock(impl_->mutex);
   std::byte* at = impl_->Locate(gpa, data.size(), true);
   if (at == nullptr) return false;
-  std::memcpy(at, data.data(), data.size());
+  StoreShared(at, data);
   return true;
 }
 
@@ -291,7 +320,7 @@ bool FakePageMapper::GuestRead(Gpa gpa, std::span<std::byte> data) {
   const MutexLock lock(impl_->mutex);
   const std::byte* at = impl_->Locate(gpa, data.size(), false);
   if (at == nullptr) return false;
-  std::memcpy(data.data(), at, data.size());
+  LoadShared(at, data);
   return true;
 }
 

@@ -47,6 +47,17 @@ class VdevPort {
   virtual ~VdevPort() = default;
   [[nodiscard]] virtual bus::RegisterFile& registers() = 0;
   [[nodiscard]] virtual Backend& backend() = 0;
+  // The handle by which descriptors name MSI-X vector `vector`: the vector's number, or what the
+  // backend names it (BackendCaps::named_handles). Descriptors' handles are looked up among those
+  // opened here: not Backend::OpenHandle. kInvalidArgument, kExhausted.
+  [[nodiscard]] virtual Result<std::uint32_t> OpenHandle(std::uint16_t vector) {
+    return backend().OpenHandle(vector);
+  }
+  // False where it is not open.
+  [[nodiscard]] virtual bool CloseHandle(std::uint32_t handle) {
+    backend().CloseHandle(handle);
+    return true;
+  }
   // MSI-X vector `vector`, as the guest programmed it.
   virtual void Trigger(std::uint16_t vector) = 0;
   // COMMAND.BME now.

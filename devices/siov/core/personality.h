@@ -98,7 +98,7 @@ class Personality {
   virtual void OnRefused(std::uint32_t queue, SubmitResult why) = 0;
   // All interrupt handles are void (the Vdev runs elsewhere now): the guest is told to ask again.
   virtual void OnHandlesRevoked() = 0;
-  // The backend is gone.
+  // The backend is gone; again after each reset.
   virtual void OnLost() = 0;
 
   [[nodiscard]] virtual PersonalityState Save() const = 0;

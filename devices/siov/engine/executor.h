@@ -1,19 +1,20 @@
 #pragma once
 
-// Executor: carries out one Intel DSA work descriptor on guest memory, in software: checks it as the
-// device would, moves the data, writes the completion record (status byte last, release), asks for
-// the interrupt.
+// Executor: carries out one Intel DSA work descriptor on guest memory, in software: checks it as
+// the device would, moves the data, writes the completion record (status byte last, release), asks
+// for the interrupt.
 //
 //   Executor executor(memory, caps, environment);
 //   Executed done = executor.Execute({.queue = 0, .max_transfer = 1 << 21, ...}, descriptor);
 //
-// Addresses are guest-physical. What lies outside RAM is a page fault with that address (status 0x03
-// or, for the record itself, 0x1a by an error record). Guest memory may change under it at any time:
-// every field is fetched once.
+// Addresses are guest-physical. What lies outside RAM is a page fault with that address (status
+// 0x03 or, for the record itself, 0x1a by an error record). Guest memory may change under it at any
+// time: every field is fetched once.
 //
 // Is not a queue and has no thread: WorkQueue and Worker (engine.h) have. Ownership: borrows all it
 // is given. Threads: one caller at a time; use one Executor per worker.
-// Source: Intel DSA Architecture Specification 3.0, chapters 5 and 8; Linux include/uapi/linux/idxd.h.
+// Source: Intel DSA Architecture Specification 3.0, chapters 5 and 8; Linux
+// include/uapi/linux/idxd.h.
 
 #include <atomic>
 #include <cstdint>
@@ -56,14 +57,15 @@ class ExecutorEnvironment {
 
 struct Executed {
   std::uint8_t operation = 0;
-  std::uint8_t status = 0;      // 0: aborted
-  std::uint64_t bytes = 0;      // moved, filled, read
+  std::uint8_t status = 0;        // 0: aborted
+  std::uint64_t bytes = 0;        // moved, filled, read
   std::uint32_t descriptors = 1;  // of a batch: itself and those in it
 };
 
 class Executor {
  public:
-  Executor(const memory::MemoryMap& memory, const ExecutorCaps& caps, ExecutorEnvironment& environment);
+  Executor(const memory::MemoryMap& memory, const ExecutorCaps& caps,
+           ExecutorEnvironment& environment);
   // The memory map's snapshot is taken anew when it changed (once a call).
   Executed Execute(const QueueLimits& limits, const siov::Descriptor& descriptor);
 };

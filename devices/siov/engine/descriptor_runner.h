@@ -22,6 +22,8 @@ class DescriptorRunner {
   virtual ~DescriptorRunner() = default;
   // As Executor::Execute.
   virtual Executed Run(const QueueLimits& limits, const siov::Descriptor& descriptor) = 0;
+  // The worker is about to sleep: what is kept from one descriptor to the next is given up.
+  virtual void Rest() {}
 };
 
 using RunnerFactory =

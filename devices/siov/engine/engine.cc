@@ -34,8 +34,9 @@ bool Good(const EngineOptions& options) {
          options.entries <= kMaxEntries && std::has_single_bit(options.max_transfer) &&
          (options.max_batch == 0 || std::has_single_bit(options.max_batch)) &&
          poll.first_sleep.count() >= 1 && poll.first_sleep <= poll.max_sleep &&
-         poll.max_sleep <= kMaxSleep && poll.spin.count() >= 0 && poll.spin <= kMaxSleep &&
-         options.vectors <= kMaxVectors && options.quiesce_grace.count() >= 0;
+         poll.max_sleep <= kMaxSleep && poll.idle_permille >= 1 && poll.spin.count() >= 0 &&
+         poll.spin <= kMaxSleep && options.vectors <= kMaxVectors &&
+         options.quiesce_grace.count() >= 0;
 }
 
 template <typename F>

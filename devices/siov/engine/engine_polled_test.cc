@@ -21,6 +21,18 @@ using siov::PortalMode;
 using siov::SubmitResult;
 using std::chrono::milliseconds;
 
+// ThreadSanitizer follows every access.
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define POSTERN_SLOW_ACCESSES
+#endif
+#endif
+#ifdef POSTERN_SLOW_ACCESSES
+constexpr std::uint64_t kSlowdown = 10;
+#else
+constexpr std::uint64_t kSlowdown = 1;
+#endif
+
 siov::QueueConfig Config(std::uint32_t size) {
   return {.size = size, .priority = 1, .max_transfer = 4096};
 }

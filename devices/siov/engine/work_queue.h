@@ -68,8 +68,10 @@ struct Noticed {
 enum class Look : std::uint8_t { kNext, kEverySlot };
 
 struct QueueCounters {
-  Counter submitted, completed, descriptors, bytes, refused_full, refused_disabled, polls,
-      empty_polls, sleeps, wakeups, aborted, rules_broken;
+  Counter submitted, refused_full, refused_disabled, wakeups;
+  // In lines of the cache that submitters do not write to.
+  alignas(64) Counter completed, descriptors, bytes, polls, empty_polls, sleeps, aborted,
+      rules_broken;
   std::array<Counter, 64> status;
 };
 

@@ -32,7 +32,7 @@ void Turns::Follow(const WorkerGroup& group) {
 }
 
 Worker::Worker(WorkerShared& shared, const RunnerFactory& factory)
-    : shared_(shared), runner_(factory(*this)) {}
+    : shared_(shared), runner_(factory(*this)), back_off_(shared.poll) {}
 
 Result<void> Worker::Start(std::string_view name, WorkerGroup& group) {
   group_ = &group;
@@ -77,13 +77,9 @@ void Worker::Main() {
     Doorstep& door = group_->door;
     const Doorstep::Ticket ticket = door.Prepare();
     const bool again = shared_.gate.shut() || AnyWaiting() ||
-                       (sleeps_ % kSleepsPerScan == 0 && RunOne(Look::kEverySlot));
-    const std::optional<std::chrono::nanoseconds> timeout = NextSleep();
-    if (!again) {
-      for (WorkQueue* queue : group_->queues) {
-        if (queue->polling()) queue->counters().sleeps.Add();
-      }
-    }
+                       (back_off_.sleeps() % kSleepsPerScan == 0 && RunOne(Look::kEverySlot));
+    const std::optional<std::chrono::nanoseconds> timeout = again ? std::nullopt : NextSleep();
+    runner_->Rest();
     shared_.gate.Leave();
     if (again) {
       door.Cancel();
@@ -97,7 +93,7 @@ void Worker::Main() {
 void Worker::Sleep(Doorstep::Ticket ticket, Doorstep& door,
                    std::optional<std::chrono::nanoseconds> timeout) {
   expects_work_ = door.Wait(ticket, timeout);
-  sleeps_ = expects_work_ ? 0 : sleeps_ + 1;
+  if (expects_work_) back_off_.Restart();
 }
 
 void Worker::FollowGroup() {
@@ -116,7 +112,7 @@ void Worker::Serve() {
     FollowGroup();
     if (RunOne(Look::kNext)) {
       spins = true;
-      sleeps_ = 0;
+      back_off_.Restart();
       idle = 0;
       until = {};  // from the next reading of the clock on
       continue;
@@ -162,13 +158,14 @@ bool Worker::AnyWaiting() const {
 }
 
 std::optional<std::chrono::nanoseconds> Worker::NextSleep() {
-  const bool polls = std::any_of(group_->queues.begin(), group_->queues.end(),
-                                 [](const WorkQueue* queue) { return queue->polling(); });
+  bool polls = false;
+  for (WorkQueue* queue : group_->queues) {
+    if (!queue->polling()) continue;
+    polls = true;
+    queue->counters().sleeps.Add();
+  }
   if (!polls) return std::nullopt;
-  const PollPolicy& poll = shared_.poll;
-  // 20 doublings of the shortest sleep are beyond the longest that Engine::Create allows.
-  const std::uint32_t doublings = std::min<std::uint32_t>(sleeps_, 20);
-  return std::min<std::chrono::nanoseconds>(poll.first_sleep * (1U << doublings), poll.max_sleep);
+  return back_off_.Next();
 }
 
 }  // namespace postern::dsa

@@ -21,6 +21,7 @@
 #include <string_view>
 #include <vector>
 
+#include "devices/siov/engine/back_off.h"
 #include "devices/siov/engine/descriptor_runner.h"
 #include "devices/siov/engine/doorstep.h"
 #include "devices/siov/engine/gate.h"
@@ -30,16 +31,8 @@
 
 namespace postern::dsa {
 
-struct PollPolicy {
-  // After the last descriptor: looks without a pause.
-  std::chrono::microseconds spin{50};
-  // Then sleeps, each twice as long as the one before. The first descriptor after a rest in a
-  // polled page waits for `max_sleep` at most, and for what the host takes to wake a thread (the
-  // kernel's timer slack, 50 us by default, included). A page whose driver keeps its rules: stray
-  // stores are looked for in every kSleepsPerScan-th sleep.
-  std::chrono::microseconds first_sleep{20};
-  std::chrono::microseconds max_sleep{500};
-};
+// A look at every slot of the pages, where a driver stores that breaks their rules: in each sleep
+// of this number.
 constexpr std::uint32_t kSleepsPerScan = 8;
 
 // The queues that share some workers. Changes while the gate is shut.
@@ -119,7 +112,7 @@ class Worker final : private ExecutorEnvironment {
   [[nodiscard]] bool RunOne(Look look);
   [[nodiscard]] bool TakeFrom(WorkQueue& queue, Look look);
   [[nodiscard]] bool AnyWaiting() const;
-  // How long to sleep: nullopt until it is rung.
+  // How long to sleep; nullopt: until it is rung.
   [[nodiscard]] std::optional<std::chrono::nanoseconds> NextSleep();
 
   WorkerShared& shared_;
@@ -133,7 +126,7 @@ class Worker final : private ExecutorEnvironment {
   WorkQueue* queue_ = nullptr;  // of slot_
   HaltCalls through_;
   bool expects_work_ = false;  // was rung: spin before the next sleep
-  std::uint32_t sleeps_ = 0;   // since there was work
+  BackOff back_off_;
   Thread thread_;
 };
 

@@ -21,9 +21,9 @@ using siov::PortalMode;
 using siov::SubmitResult;
 using std::chrono::milliseconds;
 
-// ThreadSanitizer follows every access.
+// The sanitizers follow every access.
 #if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
+#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
 #define POSTERN_SLOW_ACCESSES
 #endif
 #endif
@@ -239,11 +239,12 @@ void Drive(PolledRig& rig, PageDriver& driver, std::uint64_t count, std::uint64_
 TEST_CASE("engine: a driver's thread on the other side of the page loses no descriptor") {
   // ./check --long sets it.
   const bool soak = std::getenv("POSTERN_SOAK") != nullptr;  // NOLINT(concurrency-mt-unsafe)
-  const std::uint64_t count = soak ? 10'000'000 : 1'000'000;
+  std::uint64_t count = (soak ? 10'000'000 : 1'000'000) / kSlowdown;
   std::uint32_t workers = 1;
   SUBCASE("one engine") {}
   SUBCASE("two engines") {
     workers = 2;
+    count /= 4;
   }
   PolledRig rig(workers, count);
   PageDriver driver = rig.Open(0, 1);

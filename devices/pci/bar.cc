@@ -64,13 +64,14 @@ Result<Bar> Bar::Create(BarKind kind, std::uint64_t size, std::vector<Tile> tile
 }
 
 Result<void> Bar::Map(BarSpace& space, std::uint64_t base, Mutex& lock, const std::string& name) {
-  CHECK(!mapped_);
-  Result<void> result = MapTiles(space, base, lock, name);
+  CHECK(!place_);
+  Place place{.space = &space, .base = base, .lock = &lock, .name = name};
+  Result<void> result = MapTiles(place);
   if (!result) {
     Unmap();
     return result;
   }
-  mapped_ = base;
+  place_ = std::move(place);
   if (kind_ == BarKind::kIo) return {};
   for (const BarDoorbell& bell : doorbells_) {
     auto registered = space.doorbells().Register(memory::Gpa(base + bell.offset), bell.width,
@@ -84,32 +85,49 @@ Result<void> Bar::Map(BarSpace& space, std::uint64_t base, Mutex& lock, const st
   return {};
 }
 
-Result<void> Bar::MapTiles(BarSpace& space, std::uint64_t base, Mutex& lock,
-                           const std::string& name) {
-  const bool io = kind_ == BarKind::kIo;
-  claim_ = TRY(space.Take(io, base, size_));
-  bus::Bus& bus =
-      io ? *space.ports() : space.memory();  // Take refuses I/O where there are no ports
-  for (const Tile& tile : tiles_) {
-    if (const auto* trapped = std::get_if<Trapped>(&tile)) {
-      registrations_.push_back(
-          TRY(bus.Add(base + trapped->offset, trapped->length, *trapped->handler, lock,
-                      name + " " + std::string(trapped->name))));
-    } else {
-      const auto& pages = std::get<Pages>(tile);
-      mappings_.push_back(
-          TRY(space.pages().Map(memory::Gpa(base + pages.offset), pages.host, pages.access)));
-    }
-  }
+Result<void> Bar::MapTiles(const Place& place) {
+  claim_ = TRY(place.space->Take(kind_ == BarKind::kIo, place.base, size_));
+  for (const Tile& tile : tiles_) placed_.push_back(TRY(MapTile(place, tile)));
   return {};
+}
+
+Result<Bar::PlacedTile> Bar::MapTile(const Place& place, const Tile& tile) const {
+  PlacedTile placed;
+  if (const auto* trapped = std::get_if<Trapped>(&tile)) {
+    // Take refuses I/O where there are no ports.
+    bus::Bus& bus = kind_ == BarKind::kIo ? *place.space->ports() : place.space->memory();
+    placed.registration =
+        TRY(bus.Add(place.base + trapped->offset, trapped->length, *trapped->handler, *place.lock,
+                    place.name + " " + std::string(trapped->name)));
+  } else {
+    const auto& pages = std::get<Pages>(tile);
+    placed.mapping = TRY(
+        place.space->pages().Map(memory::Gpa(place.base + pages.offset), pages.host, pages.access));
+  }
+  return placed;
 }
 
 void Bar::Unmap() {
   bells_.clear();
-  mappings_.clear();
-  registrations_.clear();
+  placed_.clear();
   claim_.Release();
-  mapped_.reset();
+  place_.reset();
+}
+
+Result<void> Bar::TrapPages(std::size_t index, const Trapped& tile) {
+  const Tile now = tile;
+  if (index >= tiles_.size() || !std::holds_alternative<Pages>(tiles_[index]) ||
+      !TileFits(kind_, now) || tile.offset != TileOffset(tiles_[index]) ||
+      tile.length != TileLength(tiles_[index])) {
+    return Err(Errc::kInvalidArgument, "trapped tile in the place of pages");
+  }
+  if (place_) {
+    // Both are there for a moment: an access to a mapped page never reaches the bus.
+    PlacedTile placed = TRY(MapTile(*place_, now));
+    placed_[index] = std::move(placed);
+  }
+  tiles_[index] = now;
+  return {};
 }
 
 const Trapped* Bar::FindTrapped(std::uint64_t offset, std::size_t width) const {

@@ -84,7 +84,9 @@ class Bar {
   [[nodiscard]] std::uint64_t size() const { return size_; }
   [[nodiscard]] std::span<const Tile> tiles() const { return tiles_; }
   // Where it is decoded now, if it is.
-  [[nodiscard]] std::optional<std::uint64_t> mapped() const { return mapped_; }
+  [[nodiscard]] std::optional<std::uint64_t> mapped() const {
+    return place_ ? std::optional(place_->base) : std::nullopt;
+  }
 
   // Whole or not at all. Not mapped already (CHECK). Errors: BarSpace::Take's, and what the bus or
   // the page mapper refuses. A doorbell the platform refuses is no error; missing_doorbells()
@@ -93,6 +95,12 @@ class Bar {
                                  const std::string& name);
   void Unmap();
   [[nodiscard]] std::uint64_t missing_doorbells() const { return missing_doorbells_; }
+
+  // tiles()[index], which are Pages, become `tile`, a Trapped one of the same range. While the BAR
+  // is decoded no access is lost: the handler is there before the pages go, and when it returns no
+  // page of the tile is mapped any more. kInvalidArgument for anything else; what the bus refuses
+  // changes nothing.
+  [[nodiscard]] Result<void> TrapPages(std::size_t index, const Trapped& tile);
 
   // An access by other means than the bus (a window in config space), with the function's lock
   // held. False, and nothing done, when it does not lie inside one Trapped tile.
@@ -103,8 +111,20 @@ class Bar {
   Bar(BarKind kind, std::uint64_t size, std::vector<Tile> tiles, std::vector<BarDoorbell> doorbells)
       : kind_(kind), size_(size), tiles_(std::move(tiles)), doorbells_(std::move(doorbells)) {}
   [[nodiscard]] const Trapped* FindTrapped(std::uint64_t offset, std::size_t width) const;
-  [[nodiscard]] Result<void> MapTiles(BarSpace& space, std::uint64_t base, Mutex& lock,
-                                      const std::string& name);
+  // While it is decoded.
+  struct Place {
+    BarSpace* space;
+    std::uint64_t base;
+    Mutex* lock;
+    std::string name;
+  };
+  // What stands for one tile there: one of the two.
+  struct PlacedTile {
+    bus::Registration registration;
+    std::unique_ptr<bus::Mapping> mapping;
+  };
+  [[nodiscard]] Result<void> MapTiles(const Place& place);
+  [[nodiscard]] Result<PlacedTile> MapTile(const Place& place, const Tile& tile) const;
 
   BarKind kind_;
   std::uint64_t size_;
@@ -112,10 +132,9 @@ class Bar {
   std::vector<BarDoorbell> doorbells_;
   std::uint64_t missing_doorbells_ = 0;
   // Given up in reverse: doorbells first, the claim last.
-  std::optional<std::uint64_t> mapped_;
+  std::optional<Place> place_;
   Claim claim_;
-  std::vector<bus::Registration> registrations_;
-  std::vector<std::unique_ptr<bus::Mapping>> mappings_;
+  std::vector<PlacedTile> placed_;  // as tiles_
   std::vector<std::unique_ptr<bus::Doorbell>> bells_;
 };
 

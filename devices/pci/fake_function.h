@@ -148,6 +148,7 @@ class FakeFunction final : public PciFunction {
     mapped_at_decode.push_back(bars()[0]->mapped().has_value());
   }
   void OnReset() override { ++resets; }
+  using PciFunction::TrapBarPages;
 
   FakeRegisters registers{0x1000};
   FakeRegisters ports{16};

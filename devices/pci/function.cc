@@ -169,6 +169,11 @@ void PciFunction::PlaceBar(std::size_t index, std::uint64_t address) {
   UpdateDecoding();
 }
 
+Result<void> PciFunction::TrapBarPages(std::size_t bar, std::size_t index, const Trapped& tile) {
+  if (bar >= bars_.size() || !bars_[bar]) return Err(Errc::kInvalidArgument, "BAR index");
+  return bars_[bar]->TrapPages(index, tile);
+}
+
 void PciFunction::BlockDecoding(bool blocked) {
   if (std::exchange(blocked_, blocked) != blocked) UpdateDecoding();
 }

@@ -115,6 +115,9 @@ class PciFunction {
   }
   [[nodiscard]] Result<void> AddMsi(std::unique_ptr<MsiCapability> msi, std::uint32_t at = 0);
 
+  // Bar::TrapPages of bars()[bar]; kInvalidArgument where there is none. With the lock held.
+  [[nodiscard]] Result<void> TrapBarPages(std::size_t bar, std::size_t index, const Trapped& tile);
+
   // While blocked nothing is decoded, whatever COMMAND says (a low-power state, a device that is
   // gone). With the lock held; not from a hook but OnConfigWrite, OnConfigWritten and OnReset*.
   void BlockDecoding(bool blocked);

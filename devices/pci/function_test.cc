@@ -1,6 +1,7 @@
 #include "devices/pci/function.h"
 
 #include <atomic>
+#include <cstring>
 #include <thread>
 #include <vector>
 
@@ -185,6 +186,122 @@ TEST_CASE("function: BARs are sized by writing ones, at any width and in any ord
   CHECK(f.bridge.Config<std::uint64_t>(f.at, kBar0 + 8) == 0xffffffff'ffff000c);
   CHECK(f.Counter("pci_bar_maps") == 0);
   CHECK(f.Counter("pci_bar_refusals") == 0);
+}
+
+constexpr std::size_t kLow = 0;  // tiles of BAR 2
+constexpr std::size_t kBell = 1;
+constexpr std::size_t kHigh = 2;
+
+// A guest's store to BAR 2: to the page where one is mapped, else by an exit.
+void GuestStore(FakeBridge& bridge, std::uint64_t offset, std::uint32_t value) {
+  std::array<std::byte, 4> bytes{};
+  std::memcpy(bytes.data(), &value, sizeof(value));
+  if (!bridge.platform.pages.GuestWrite(memory::Gpa(kBase2 + offset), bytes))
+    bridge.mmio.Write(kBase2 + offset, bytes);
+}
+
+TEST_CASE("bar: pages become trapped while the BAR is decoded") {
+  Fixture f;
+  f.Place();
+  f.Command(kMemory);
+  FakeRegisters trap(0x8000);
+  GuestStore(f.bridge, 0x10, 1);
+  {
+    const MutexLock lock(f.function.lock());
+    REQUIRE(f.function.TrapBarPages(2, kLow, {0, 0x8000, &trap, "low trap"}));
+  }
+  CHECK(f.bridge.platform.pages.Mappings().size() == 1);
+  GuestStore(f.bridge, 0x10, 2);
+  CHECK(f.function.pages[0x10] == std::byte{1});
+  CHECK(trap.bytes[0x10] == std::byte{2});
+  // Its neighbours, and where the BAR is, stay.
+  GuestStore(f.bridge, 0x8004, 3);
+  CHECK(f.function.doorbell_page.bytes[4] == std::byte{3});
+  CHECK(f.bridge.platform.doorbells.size() == 1);
+  CHECK(f.Mapped(2) == kBase2);
+  CHECK(TileName(f.function.bars()[2]->tiles()[kLow]) == "low trap");
+  CHECK(f.Counter("pci_bar_maps") == 2);
+  // It stays so when the BAR is decoded anew.
+  f.Command(0);
+  f.Command(kMemory);
+  GuestStore(f.bridge, 0x10, 4);
+  CHECK(trap.bytes[0x10] == std::byte{4});
+}
+
+TEST_CASE("bar: a tile trapped while nothing is decoded is so when it is") {
+  Fixture f;
+  FakeRegisters trap(0x7000);
+  {
+    const MutexLock lock(f.function.lock());
+    REQUIRE(f.function.TrapBarPages(2, kHigh, {0x9000, 0x7000, &trap, "high trap"}));
+  }
+  f.Place();
+  f.Command(kMemory);
+  CHECK(f.bridge.platform.pages.Mappings().size() == 1);
+  GuestStore(f.bridge, 0x9008, 7);
+  CHECK(trap.bytes[8] == std::byte{7});
+}
+
+TEST_CASE("bar: pages alone become trapped, and by a tile of their range") {
+  Fixture f;
+  f.Place();
+  f.Command(kMemory);
+  FakeRegisters trap(0x8000);
+  const auto refused = [&](std::size_t bar, std::size_t index, const Trapped& tile) {
+    const MutexLock lock(f.function.lock());
+    Result<void> done = f.function.TrapBarPages(bar, index, tile);
+    return !done && done.error().code == Errc::kInvalidArgument;
+  };
+  CHECK(refused(2, 3, {0, 0x8000, &trap, ""}));
+  CHECK(refused(4, 0, {0, 0x8000, &trap, ""}));
+  CHECK(refused(99, 0, {0, 0x8000, &trap, ""}));
+  CHECK(refused(2, kLow, {0, 0x7000, &trap, ""}));
+  CHECK(refused(2, kLow, {0x1000, 0x8000, &trap, ""}));
+  CHECK(refused(2, kLow, {0, 0x8000, nullptr, ""}));
+  CHECK(refused(2, kBell, {0x8000, 0x1000, &trap, ""}));  // is trapped
+  CHECK(f.bridge.platform.pages.Mappings().size() == 2);
+
+  // What the bus refuses leaves the pages in place.
+  const auto other = f.bridge.mmio.Add(kBase2 + 0x2000, 1, trap, f.function.lock(), "other");
+  REQUIRE(other);
+  {
+    const MutexLock lock(f.function.lock());
+    CHECK(f.function.TrapBarPages(2, kLow, {0, 0x8000, &trap, ""}).error().code == Errc::kOverlap);
+  }
+  GuestStore(f.bridge, 0x20, 9);
+  CHECK(f.function.pages[0x20] == std::byte{9});
+}
+
+TEST_CASE("bar: no store is lost while its page becomes trapped") {
+  for (std::uint32_t round = 0; round < 32; ++round) {
+    Fixture f;
+    f.Place();
+    f.Command(kMemory);
+    FakeRegisters trap(0x8000);
+    constexpr std::uint32_t kStores = 0x200;  // a word each
+    std::atomic<std::uint32_t> stored{0};
+    std::thread guest([&] {
+      for (std::uint32_t i = 0; i < kStores; ++i) {
+        GuestStore(f.bridge, 4 * i, i + 1);
+        stored.store(i + 1, std::memory_order_relaxed);
+      }
+    });
+    while (stored.load(std::memory_order_relaxed) < round * 8) std::this_thread::yield();
+    {
+      const MutexLock lock(f.function.lock());
+      CHECK(f.function.TrapBarPages(2, kLow, {0, 0x8000, &trap, "low trap"}));
+    }
+    guest.join();
+    std::uint32_t lost = 0;
+    for (std::uint32_t i = 0; i < kStores; ++i) {
+      std::uint32_t in_page = 0;
+      std::uint32_t in_trap = 0;
+      std::memcpy(&in_page, f.function.pages.data() + 4 * i, sizeof(in_page));
+      std::memcpy(&in_trap, trap.bytes.data() + 4 * i, sizeof(in_trap));
+      if (in_page + in_trap != i + 1) ++lost;
+    }
+    CHECK(lost == 0);
+  }
 }
 
 TEST_CASE("function: COMMAND decides what is decoded") {

@@ -88,7 +88,7 @@ void RegisterFile::Write(std::uint64_t offset, std::span<const std::byte> data) 
 void RegisterFile::ReadRow(const RegisterRow& row, std::uint64_t offset,
                            std::span<std::byte> data) {
   const auto index = static_cast<std::size_t>(&row - rows_.data());
-  ++accesses_[index];
+  accesses_[index].Add();
   std::uint64_t value = values_[index];
   if ((row.on_access & kOnRead) != 0) value = owner_.OnRead(row, value) & MaskOf(row.width);
   LOG_TRACE("bus", "{}.{} reads {:#x}", trace_name_, row.name, value);
@@ -98,7 +98,7 @@ void RegisterFile::ReadRow(const RegisterRow& row, std::uint64_t offset,
 void RegisterFile::WriteRow(const RegisterRow& row, std::uint64_t offset,
                             std::span<const std::byte> data) {
   const auto index = static_cast<std::size_t>(&row - rows_.data());
-  ++accesses_[index];
+  accesses_[index].Add();
   const std::uint64_t shift = 8 * (offset - row.offset);
   const std::uint64_t lanes = MaskOf(data.size()) << shift;  // the bytes this access touches
   const std::uint64_t written = FromBytes(data) << shift;
@@ -142,7 +142,7 @@ Result<void> RegisterFile::Load(std::span<const std::uint64_t> values) {
 
 std::uint64_t RegisterFile::accesses(std::size_t index) const {
   CHECK(index < accesses_.size());
-  return accesses_[index];
+  return accesses_[index].Get();
 }
 
 }  // namespace postern::bus

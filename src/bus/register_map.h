@@ -103,6 +103,7 @@ class RegisterFile {
   [[nodiscard]] Result<void> Load(std::span<const std::uint64_t> values);
 
   // Accesses refused so far (odd width, gap, straddle), and how often row `index` was accessed.
+  // From any thread.
   [[nodiscard]] std::uint64_t refused() const { return refused_.Get(); }
   [[nodiscard]] std::uint64_t accesses(std::size_t index) const;
   [[nodiscard]] std::span<const RegisterRow> rows() const { return rows_; }
@@ -119,7 +120,7 @@ class RegisterFile {
   RegisterOwner& owner_;
   std::string_view trace_name_;
   std::vector<std::uint64_t> values_;
-  std::vector<std::uint64_t> accesses_;
+  std::vector<Counter> accesses_;
   Counter refused_;
 };
 

@@ -47,6 +47,17 @@ class VdevPort {
   virtual ~VdevPort() = default;
   [[nodiscard]] virtual bus::RegisterFile& registers() = 0;
   [[nodiscard]] virtual Backend& backend() = 0;
+  // The handle by which descriptors name MSI-X vector `vector`: the vector's number, or what the
+  // backend names it (BackendCaps::named_handles). Descriptors' handles are looked up among those
+  // opened here: not Backend::OpenHandle. kInvalidArgument, kExhausted.
+  [[nodiscard]] virtual Result<std::uint32_t> OpenHandle(std::uint16_t vector) {
+    return backend().OpenHandle(vector);
+  }
+  // False where it is not open.
+  [[nodiscard]] virtual bool CloseHandle(std::uint32_t handle) {
+    backend().CloseHandle(handle);
+    return true;
+  }
   // MSI-X vector `vector`, as the guest programmed it.
   virtual void Trigger(std::uint16_t vector) = 0;
   // COMMAND.BME now.
@@ -87,7 +98,7 @@ class Personality {
   virtual void OnRefused(std::uint32_t queue, SubmitResult why) = 0;
   // All interrupt handles are void (the Vdev runs elsewhere now): the guest is told to ask again.
   virtual void OnHandlesRevoked() = 0;
-  // The backend is gone.
+  // The backend is gone; again after each reset.
   virtual void OnLost() = 0;
 
   [[nodiscard]] virtual PersonalityState Save() const = 0;

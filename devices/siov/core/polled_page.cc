@@ -77,11 +77,9 @@ void PolledPage::Distrust(Counter& why) {
   trusted_ = false;
 }
 
-bool PolledPage::TakeNext(Cursor& cursor, Descriptor& descriptor) {
+bool PolledPage::TakeNext(Cursor& cursor, bool everywhere, Descriptor& descriptor) {
   if (!cursor.in_step || Word(cursor, cursor.next, 0) == 0) {
-    // While there was something to take the other slots need no look.
-    if (cursor.in_step && trusted_ && cursor.idle < kScanEvery) return false;
-    cursor.idle = 0;
+    if (cursor.in_step && !everywhere) return false;
     if (!Search(cursor)) return false;
   }
   if (!TakeSlot(cursor, cursor.next, descriptor)) return false;

@@ -66,9 +66,11 @@ class PolledPage {
   std::uint32_t Poll(Take&& take) {
     std::uint32_t taken = 0;
     for (Cursor& cursor : cursors_) {
-      if (Word(cursor, cursor.next, 0) == 0 && !Due(cursor)) [[likely]]
+      const bool empty = Word(cursor, cursor.next, 0) == 0;
+      const bool due = empty && Due(cursor);
+      if (empty && !due) [[likely]]
         continue;
-      taken += TakeAll(cursor, take);
+      taken += TakeAll(cursor, due, take);
     }
     return taken;
   }
@@ -77,10 +79,7 @@ class PolledPage {
   template <typename Take>
   std::uint32_t Scan(Take&& take) {
     std::uint32_t taken = 0;
-    for (Cursor& cursor : cursors_) {
-      cursor.idle = kScanEvery;
-      taken += TakeAll(cursor, take);
-    }
+    for (Cursor& cursor : cursors_) taken += TakeAll(cursor, true, take);
     return taken;
   }
   // What is in the pages goes, and they are trusted anew.
@@ -109,18 +108,22 @@ class PolledPage {
   static std::uint64_t Word(const Cursor& cursor, std::uint32_t slot, std::uint32_t word) {
     return __atomic_load_n(cursor.words + slot * 8 + word, __ATOMIC_ACQUIRE);
   }
-  [[nodiscard]] bool Due(Cursor& cursor) const { return ++cursor.idle >= kScanEvery || !trusted_; }
+  [[nodiscard]] bool Due(Cursor& cursor) const {
+    if (++cursor.idle < kScanEvery && trusted_) return false;
+    cursor.idle = 0;
+    return true;
+  }
   template <typename Take>
-  std::uint32_t TakeAll(Cursor& cursor, Take& take) {
+  std::uint32_t TakeAll(Cursor& cursor, bool everywhere, Take& take) {
     Descriptor descriptor;
     std::uint32_t taken = 0;
-    while (taken < kSlots && TakeNext(cursor, descriptor)) {
+    while (taken < kSlots && TakeNext(cursor, everywhere, descriptor)) {
       take(static_cast<const Descriptor&>(descriptor));
       ++taken;
     }
     return taken;
   }
-  [[nodiscard]] bool TakeNext(Cursor& cursor, Descriptor& descriptor);
+  [[nodiscard]] bool TakeNext(Cursor& cursor, bool everywhere, Descriptor& descriptor);
   [[nodiscard]] bool TakeSlot(Cursor& cursor, std::uint32_t slot, Descriptor& descriptor);
   // The full slot that comes next, wherever it is; kSlots if there is none.
   [[nodiscard]] static std::uint32_t Find(const Cursor& cursor);

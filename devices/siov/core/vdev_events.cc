@@ -1,0 +1,87 @@
+// Vdev: what the backend tells, and what becomes of it.
+
+#include <utility>
+
+#include "devices/siov/core/vdev.h"
+#include "src/base/log.h"
+
+namespace postern::siov {
+
+bool Vdev::IsHandle(std::uint32_t handle) const {
+  return handles_.IsHandle(handle);
+}
+
+void Vdev::SignalHandle(std::uint32_t handle) {
+  if (const std::optional<std::uint16_t> vector = handles_.VectorOf(handle)) {
+    msix()->Trigger(*vector);
+  } else {
+    unknown_handles_.Add();
+  }
+}
+
+void Vdev::OnError(const ErrorRecord& record) {
+  events_.Post(PostedEvents::kReport, events_.generation(),
+               [this, record] { personality_->OnError(record); });
+}
+
+void Vdev::OnRefused(std::uint32_t queue, SubmitResult why) {
+  portals_->CountRefused(queue);
+  events_.Post(PostedEvents::kReport, events_.generation(),
+               [this, queue, why] { personality_->OnRefused(queue, why); });
+}
+
+// A backend may say so with every look at the page: one of them waits at a time.
+void Vdev::OnRuleBroken(std::uint32_t queue) {
+  if (queue >= personality_->layout().queues) return;
+  const QueueSet bit = QueueSet{1} << queue;
+  if ((broken_posted_.fetch_or(bit, std::memory_order_relaxed) & bit) != 0) return;
+  // Of the driver that was there: the one after a reset may be another.
+  events_.Post(PostedEvents::kAnswer, events_.generation(), [this, queue, bit] {
+    MakeTrapped(queue);
+    broken_posted_.fetch_and(~bit, std::memory_order_relaxed);
+  });
+}
+
+void Vdev::OnLost() {
+  if (lost_posted_.exchange(true, std::memory_order_relaxed)) return;
+  events_.Post(PostedEvents::kFact, 0, [this] { Lose(); });
+}
+
+void Vdev::MakeTrapped(std::uint32_t queue) {
+  if (portals_->mode(queue) != PortalMode::kPolled) return;
+  rules_broken_.Add();
+  if (Result<void> trapped = TrapPortal(queue); !trapped) {
+    trap_failures_.Add();
+    LOG_ERROR("siov",
+              "{}: queue {}: its portal stays mapped although its driver breaks the rule: {}",
+              name(), queue, trapped.error().op);
+    return;
+  }
+  GUEST_LOG(
+      "siov",
+      "{}: queue {}: the driver does not store to the slots of the portal page one after the "
+      "other (several CPUs submit at once, or one slot is used again): descriptors may have "
+      "been lost; the portal is trapped from now on, which loses none and costs an exit each; "
+      "start with portal=trapped for this driver",
+      name(), queue);
+}
+
+Result<void> Vdev::TrapPortal(std::uint32_t queue) {
+  TRY(portals_->Trap(queue, bars()[kPortalBar]->tiles(),
+                     [this](std::size_t index, const pci::Trapped& tile) {
+                       return TrapBarPages(kPortalBar, index, tile);
+                     }));
+  rule_broken_ |= QueueSet{1} << queue;
+  // No guest reaches the pages any more: the last look sees all that was stored.
+  backend_->StopPolling(queue);
+  return {};
+}
+
+void Vdev::Lose() {
+  lost_ = true;
+  LOG_ERROR("siov", "{}: its back end ({}) is gone: nothing submitted will complete any more",
+            name(), backend_->Describe());
+  personality_->OnLost();
+}
+
+}  // namespace postern::siov

@@ -11,6 +11,7 @@ class ExecutorRunner final : public DescriptorRunner {
   Executed Run(const QueueLimits& limits, const siov::Descriptor& descriptor) override {
     return executor_.Execute(limits, descriptor);
   }
+  void Rest() override { executor_.Rest(); }
 
  private:
   Executor executor_;

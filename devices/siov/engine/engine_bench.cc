@@ -1,6 +1,5 @@
-// An Engine without the work itself: what a descriptor costs from submission to completion, how
-// many go through, and what an engine with nothing to do costs. The runner here writes one word of
-// completion, and copies where it is told to.
+// An Engine: what a descriptor costs from submission to completion, how many go through, and what
+// an engine with nothing to do costs.
 
 #include "devices/siov/engine/engine.h"
 
@@ -17,9 +16,12 @@
 
 #include <benchmark/benchmark.h>
 
+#include "devices/siov/engine/descriptor.h"
 #include "devices/siov/engine/fake_parts.h"
 #include "devices/siov/engine/polled_pages.h"
 #include "src/base/check.h"
+#include "src/memory/guest_memory.h"
+#include "tests/support/memory.h"
 
 namespace postern::dsa {
 namespace {
@@ -31,68 +33,49 @@ constexpr std::uint32_t kDepth = 32;
 constexpr bool kPolled = true;
 constexpr bool kTrapped = false;
 
-struct Words {
-  std::uint64_t operation = 1;
-  std::uint64_t record = 0;  // addresses of this process
-  std::uint64_t source = 0;
-  std::uint64_t destination = 0;
-  std::uint64_t size = 0;
-  std::array<std::uint64_t, 3> rest{};
-};
-static_assert(sizeof(Words) == siov::kDescriptorSize);
-
-class PlainRunner final : public DescriptorRunner {
- public:
-  Executed Run(const QueueLimits& limits, const siov::Descriptor& descriptor) override {
-    (void)limits;
-    Words words;
-    std::memcpy(&words, descriptor.data(), sizeof(words));
-    if (words.size != 0) {
-      std::memcpy(At<void>(words.destination), At<const void>(words.source), words.size);
-    }
-    At<std::atomic<std::uint64_t>>(words.record)->store(1, std::memory_order_release);
-    return {.operation = 1, .status = 1, .bytes = words.size};
-  }
-
- private:
-  template <typename T>
-  static T* At(std::uint64_t address) {
-    return reinterpret_cast<T*>(address);
-  }
-};
-
-template <typename T>
-std::uint64_t AddressOf(T& object) {
-  return reinterpret_cast<std::uint64_t>(&object);
-}
+constexpr std::uint64_t kRecords = 0x1000;
+constexpr std::uint64_t kFrom = 0x40000;
+constexpr std::uint64_t kTo = 0x80000;
+constexpr std::uint64_t kMemory = 0x100000;
 
 // One enabled queue and the driver before it.
 class Bench {
  public:
   explicit Bench(bool polled, const PollPolicy& poll = {})
-      : engine_(Engine::Create(
-                    {.name = "bench", .poll = poll},
-                    {.runner = [](ExecutorEnvironment&) { return std::make_unique<PlainRunner>(); },
-                     .polled = PolledPages()})
-                    .value()),
-        from_(kDepth * kMove),
-        to_(kDepth * kMove) {
+      : memory_(testing::MakeMemory(kMemory)),
+        records_(reinterpret_cast<std::uint8_t*>(memory_.Snapshot()->regions()[0]->host_address() +
+                                                 kRecords)),
+        engine_(Engine::Create({.name = "bench", .operations = kAllOperations, .poll = poll},
+                               {.runner = ExecutorRunners(memory_, {.operations = kAllOperations}),
+                                .polled = PolledPages()})
+                    .value()) {
     engine_->Attach(events_);
     CHECK(engine_->Start({.groups = {{.queues = 1, .engines = 1}}}).has_value());
     if (polled) {
       page_ = std::make_unique<PageDriver>(
           engine_->OpenPortal(0, 1, siov::PortalMode::kPolled).value());
     }
-    CHECK(engine_->Enable(0, {.size = kDepth, .priority = 1, .max_transfer = kMove}).has_value());
-    for (auto& record : records_) record.store(1);
+    CHECK(engine_
+              ->Enable(0, {.size = kDepth,
+                           .priority = 1,
+                           .max_transfer = kMove,
+                           .operations = kAllOperations})
+              .has_value());
+    for (std::uint32_t i = 0; i < kDepth; ++i) __atomic_store_n(Status(i), 1, __ATOMIC_RELAXED);
   }
 
   void Submit(std::uint32_t slot, std::size_t size = 0) {
-    records_[slot].store(0, std::memory_order_relaxed);
-    const Words words{.record = AddressOf(records_[slot]),
-                      .source = AddressOf(from_[slot * kMove]),
-                      .destination = AddressOf(to_[slot * kMove]),
-                      .size = size};
+    __atomic_store_n(Status(slot), 0, __ATOMIC_RELAXED);
+    WorkDescriptor words{};
+    const Opcode operation = size == 0 ? Opcode::kNoop : Opcode::kMove;
+    words.flags_and_opcode = le32(static_cast<std::uint32_t>(operation) << 24 | Flag::kRecordValid |
+                                  Flag::kRequestRecord);
+    words.record = le64(kRecords + slot * kRecordSize);
+    if (size != 0) {
+      words.source = le64(kFrom + slot * kMove);
+      words.destination = le64(kTo + slot * kMove);
+      words.size = le32(static_cast<std::uint32_t>(size));
+    }
     siov::Descriptor descriptor;
     std::memcpy(descriptor.data(), &words, sizeof(words));
     if (page_ != nullptr) {
@@ -102,15 +85,20 @@ class Bench {
     }
   }
   void Await(std::uint32_t slot) const {
-    while (records_[slot].load(std::memory_order_acquire) == 0) __builtin_ia32_pause();
+    while (__atomic_load_n(Status(slot), __ATOMIC_ACQUIRE) == 0) __builtin_ia32_pause();
   }
 
  private:
+  // As the driver sees it.
+  [[nodiscard]] std::uint8_t* Status(std::uint32_t slot) const {
+    return records_ + slot * kRecordSize;
+  }
+
+  memory::MemoryMap memory_;
+  std::uint8_t* records_;
   FakeBackendEvents events_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<PageDriver> page_;
-  std::array<std::atomic<std::uint64_t>, kDepth> records_;
-  std::vector<std::byte> from_, to_;
 };
 
 void ReportSpread(benchmark::State& state, std::vector<double>& microseconds) {

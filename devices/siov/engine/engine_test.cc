@@ -10,7 +10,6 @@
 
 #include "devices/siov/engine/fake_parts.h"
 #include "devices/siov/engine/polled_pages.h"
-#include "src/base/mutex.h"
 
 #include <doctest/doctest.h>
 

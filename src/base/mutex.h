@@ -18,6 +18,7 @@
 #define REQUIRES(...) POSTERN_TSA(requires_capability(__VA_ARGS__))
 #define EXCLUDES(...) POSTERN_TSA(locks_excluded(__VA_ARGS__))
 #define ACQUIRE(...) POSTERN_TSA(acquire_capability(__VA_ARGS__))
+#define TRY_ACQUIRE(...) POSTERN_TSA(try_acquire_capability(__VA_ARGS__))
 #define RELEASE(...) POSTERN_TSA(release_capability(__VA_ARGS__))
 #define RETURN_CAPABILITY(x) POSTERN_TSA(lock_returned(x))
 #define NO_THREAD_SAFETY_ANALYSIS POSTERN_TSA(no_thread_safety_analysis)
@@ -31,6 +32,8 @@ class CAPABILITY("mutex") Mutex {
   Mutex& operator=(const Mutex&) = delete;
   void Lock() ACQUIRE() { mutex_.lock(); }
   void Unlock() RELEASE() { mutex_.unlock(); }
+  // True: it is locked now, by this call.
+  [[nodiscard]] bool TryLock() TRY_ACQUIRE(true) { return mutex_.try_lock(); }
   // For std::condition_variable_any.
   void lock() ACQUIRE() { mutex_.lock(); }
   void unlock() RELEASE() { mutex_.unlock(); }

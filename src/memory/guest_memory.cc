@@ -219,6 +219,17 @@ Result<GuestView> GuestMemory::ViewRun(Gpa gpa, std::uint64_t length, Access /*a
   return GuestView(gpa, region->mapping_.data() + offset, size, region->dirty(), offset);
 }
 
+Result<GuestView> GuestMemory::ViewRunUpTo(Gpa last, std::uint64_t length,
+                                           Access /*access*/) const {
+  const Region* region = Find(last);
+  if (region == nullptr) return Err(Errc::kGuestRange, "guest address");
+  const std::uint64_t before = last.value - region->base().value;  // and `last` itself
+  const std::uint64_t size = length <= before ? length : before + 1;
+  const std::uint64_t offset = before + 1 - size;
+  return GuestView(Gpa(region->base().value + offset), region->mapping_.data() + offset, size,
+                   region->dirty(), offset);
+}
+
 bool GuestMemory::Covers(Gpa gpa, std::uint64_t length) const {
   while (length > 0) {
     const Region* region = Find(gpa);
@@ -260,6 +271,13 @@ GuestMemoryPtr MemoryMap::Snapshot() const {
   return current_;
 }
 
+GuestMemoryPtr MemoryMap::Swap(GuestMemoryPtr next) {
+  const MutexLock lock(mutex_);
+  current_.swap(next);
+  generation_.fetch_add(1, std::memory_order_release);
+  return next;
+}
+
 Result<void> MemoryMap::Observe(MemoryObserver& observer) {
   const GuestMemoryPtr memory = Snapshot();
   const std::span<const RegionPtr> regions = memory->regions();
@@ -287,19 +305,14 @@ Result<void> MemoryMap::Add(const RegionPtr& region) {
       return added;
     }
   }
-  const MutexLock lock(mutex_);
-  // Swapped rather than assigned: the last reference to the old map is dropped after the lock.
-  current_.swap(next);
+  const GuestMemoryPtr old = Swap(std::move(next));
   return {};
 }
 
 Result<void> MemoryMap::Remove(Gpa base) {
   const GuestMemoryPtr before = Snapshot();
   GuestMemoryPtr next = TRY(before->Without(base));
-  {
-    const MutexLock lock(mutex_);
-    current_ = std::move(next);
-  }
+  const GuestMemoryPtr old = Swap(std::move(next));
   for (const RegionPtr& region : before->regions()) {
     if (region->base() != base) continue;
     for (auto it = observers_.rbegin(); it != observers_.rend(); ++it) (*it)->Removing(*region);

@@ -12,6 +12,7 @@
 // regions; an access that may is split by the caller (Reader and Writer of a virtqueue do). Source
 // of semantics: rust-vmm vm-memory GuestMemoryMmap / GuestMemoryAtomic.
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -97,6 +98,10 @@ class GuestMemory {
   // is in none.
   [[nodiscard]] Result<GuestView> ViewRun(Gpa gpa, std::uint64_t length, Access access) const;
 
+  // The longest run of at most `length` bytes that ends with the byte at `last` and lies in one
+  // region: for whoever walks downwards.
+  [[nodiscard]] Result<GuestView> ViewRunUpTo(Gpa last, std::uint64_t length, Access access) const;
+
   // Copies that may span adjacent regions; nothing is copied unless all of it fits. No bytes always
   // fit.
   [[nodiscard]] Result<void> CopyIn(Gpa gpa, std::span<const std::byte> from) const;
@@ -138,6 +143,12 @@ class MemoryMap {
   explicit MemoryMap(GuestMemoryPtr initial) : current_(std::move(initial)) {}
 
   [[nodiscard]] GuestMemoryPtr Snapshot() const;
+  // Another number after each change: who keeps a snapshot sees by it, without a lock, whether to
+  // take a new one. Read it before the snapshot.
+  [[nodiscard]] std::uint64_t generation() const {
+    // Pairs with the release in Swap: whoever sees the number gets a map at least as new.
+    return generation_.load(std::memory_order_acquire);
+  }
   // Tells the observer of all present regions at once; on failure it is not registered and has been
   // told to remove what it took.
   [[nodiscard]] Result<void> Observe(MemoryObserver& observer);
@@ -146,7 +157,11 @@ class MemoryMap {
   [[nodiscard]] Result<void> Remove(Gpa base);
 
  private:
+  // The old map, so that it is let go without the lock.
+  GuestMemoryPtr Swap(GuestMemoryPtr next);
+
   mutable Mutex mutex_;
+  std::atomic<std::uint64_t> generation_{0};
   GuestMemoryPtr current_ GUARDED_BY(mutex_);
   std::vector<MemoryObserver*> observers_;  // control thread only
 };

@@ -187,6 +187,49 @@ void Views(World& world, std::uint64_t gpa, std::uint64_t length, std::uint64_t 
   Store(world, gpa + offset, filled.data(), part);
 }
 
+// From one place to another, and the comparison of the two.
+void Move(World& world, std::uint64_t from, std::uint64_t to, std::uint64_t length,
+          std::uint8_t how) {
+  length %= 2 * kPage;
+  const Result<GuestView> source = world.memory->View(Gpa(from), length, Access::kRead);
+  const Result<GuestView> target = world.memory->View(Gpa(to), length, Access::kWrite);
+  if (!source || !target) return;
+  std::vector<std::byte> before(length);
+  CHECK(source->CopyOut(0, before).has_value());
+  std::vector<std::byte> other(length);
+  CHECK(target->CopyOut(0, other).has_value());
+  const auto same = static_cast<std::size_t>(
+      std::mismatch(before.begin(), before.end(), other.begin()).first - before.begin());
+  CHECK(source->SameAs(0, *target, 0, length).value() == same);
+  CHECK(!source->CopyTo(1, *target, 0, length).has_value());
+  const Stores stores = (how & 16) != 0 ? Stores::kStreamed : Stores::kCached;
+  CHECK(source->CopyTo(0, *target, 0, length, stores).has_value());
+  if (length > 0) Store(world, to, before.data(), length);
+}
+
+void Pattern(World& world, std::uint64_t gpa, std::uint64_t length, std::uint64_t pattern) {
+  length %= 2 * kPage;
+  const Result<GuestView> view = world.memory->View(Gpa(gpa), length, Access::kWrite);
+  if (!view || length == 0) return;
+  std::vector<std::byte> bytes(length);
+  for (std::size_t i = 0; i < length; ++i)
+    bytes[i] = static_cast<std::byte>(pattern >> (i % 8 * 8));
+  CHECK(view->FillPattern(0, length, pattern).has_value());
+  Store(world, gpa, bytes.data(), length);
+  CHECK(view->SameAsPattern(0, length, pattern).value() == length);
+}
+
+// What lies before a byte, against what lies after it.
+void RunUpTo(World& world, std::uint64_t last, std::uint64_t length) {
+  const Result<GuestView> run = world.memory->ViewRunUpTo(Gpa(last), length, Access::kRead);
+  const ModelRegion* region = In(world, last);
+  CHECK(run.has_value() == (region != nullptr));
+  if (!run) return;
+  const std::uint64_t before = last - region->base + 1;
+  CHECK(run->size() == std::min(length, before));
+  if (length > 0) CHECK(run->gpa().value + (run->size() - 1) == last);
+}
+
 // The bytes are the model's, and the dirty pages are those that were written and no others.
 void Compare(World& world) {
   for (std::size_t r = 0; r < world.model.size(); ++r) {
@@ -223,6 +266,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       case 3:
       case 4:
         Copy(world, gpa, input.Length(), what, (what & 8) != 0);
+        break;
+      case 5:
+        Move(world, gpa, input.Address(), input.Length(), what);
+        break;
+      case 6:
+        if ((what & 8) != 0) {
+          Pattern(world, gpa, input.Length(), input.Any());
+        } else {
+          RunUpTo(world, gpa, input.Length());
+        }
         break;
       default: {
         const std::uint64_t length = input.Length();

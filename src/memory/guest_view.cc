@@ -24,18 +24,48 @@ Result<void> GuestView::CopyIn(std::size_t offset, std::span<const std::byte> fr
 }
 
 Result<void> GuestView::Fill(std::size_t offset, std::size_t length, std::byte value) const {
+  return FillPattern(offset, length, static_cast<std::uint64_t>(value) * 0x0101010101010101);
+}
+
+Result<void> GuestView::FillPattern(std::size_t offset, std::size_t length,
+                                    std::uint64_t pattern) const {
   if (!Fits(offset, length)) return Err(Errc::kGuestRange, "fill guest memory");
   if (length == 0) return {};
-#if defined(POSTERN_TSAN)
-  auto* target = reinterpret_cast<unsigned char*>(base_ + offset);
-  for (std::size_t i = 0; i < length; ++i) {
-    __atomic_store_n(target + i, static_cast<unsigned char>(value), __ATOMIC_RELAXED);
-  }
-#else
-  std::memset(base_ + offset, static_cast<int>(value), length);
-  asm volatile("" : : : "memory");
-#endif
+  internal::FillShared(base_ + offset, length, pattern);
   MarkDirty(offset, length);
+  return {};
+}
+
+Result<void> GuestView::CopyTo(std::size_t offset, const GuestView& to, std::size_t to_offset,
+                               std::size_t length, Stores stores) const {
+  if (!Fits(offset, length) || !to.Fits(to_offset, length)) {
+    return Err(Errc::kGuestRange, "copy in guest memory");
+  }
+  if (length == 0) return {};
+  internal::MoveShared(to.base_ + to_offset, base_ + offset, length, stores);
+  to.MarkDirty(to_offset, length);
+  return {};
+}
+
+Result<std::size_t> GuestView::SameAs(std::size_t offset, const GuestView& other,
+                                      std::size_t other_offset, std::size_t length) const {
+  if (!Fits(offset, length) || !other.Fits(other_offset, length)) {
+    return Err(Errc::kGuestRange, "compare guest memory");
+  }
+  if (length == 0) return length;
+  return internal::SameShared(base_ + offset, other.base_ + other_offset, length);
+}
+
+Result<std::size_t> GuestView::SameAsPattern(std::size_t offset, std::size_t length,
+                                             std::uint64_t pattern) const {
+  if (!Fits(offset, length)) return Err(Errc::kGuestRange, "compare guest memory");
+  if (length == 0) return length;
+  return internal::SameSharedPattern(base_ + offset, length, pattern);
+}
+
+Result<void> GuestView::FlushCache(std::size_t offset, std::size_t length, CacheLines lines) const {
+  if (!Fits(offset, length)) return Err(Errc::kGuestRange, "flush guest memory");
+  if (length > 0) internal::FlushShared(base_ + offset, length, lines);
   return {};
 }
 

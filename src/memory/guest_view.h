@@ -27,6 +27,7 @@
 #include "src/base/result.h"
 #include "src/memory/dirty_bitmap.h"
 #include "src/memory/gpa.h"
+#include "src/memory/shared_bytes.h"
 
 namespace postern::memory {
 
@@ -56,32 +57,6 @@ template <typename W>
 W* WordPointer(std::byte* at) {
   return static_cast<W*>(static_cast<void*>(at));
 }
-
-// memcpy between guest memory and ours. Either side may be the guest's, which writes at the same
-// time; whoever reads must treat the bytes as an arbitrary mix of old and new ones. ThreadSanitizer
-// builds copy by relaxed atomic bytes, so that it knows the race is meant, and only that one.
-#if defined(__SANITIZE_THREAD__)
-#define POSTERN_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define POSTERN_TSAN 1
-#endif
-#endif
-#if defined(POSTERN_TSAN)
-inline void CopyShared(std::byte* to, const std::byte* from, std::size_t size) {
-  const auto* source = reinterpret_cast<const unsigned char*>(from);
-  auto* target = reinterpret_cast<unsigned char*>(to);
-  for (std::size_t i = 0; i < size; ++i) {
-    __atomic_store_n(target + i, __atomic_load_n(source + i, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
-  }
-}
-#else
-inline void CopyShared(std::byte* to, const std::byte* from, std::size_t size) {
-  std::memcpy(to, from, size);
-  // The compiler may neither read the source again in place of the copy nor put the copy off.
-  asm volatile("" : : "r"(to) : "memory");
-}
-#endif
 
 }  // namespace internal
 
@@ -113,6 +88,32 @@ class GuestView {
   [[nodiscard]] Result<void> CopyIn(std::size_t offset, std::span<const std::byte> from) const;
   [[nodiscard]] Result<void> Fill(std::size_t offset, std::size_t length, std::byte value) const;
 
+  // From one checked range to another, without a copy of ours between them. As memmove.
+  [[nodiscard]] Result<void> CopyTo(std::size_t offset, const GuestView& to, std::size_t to_offset,
+                                    std::size_t length, Stores stores = Stores::kCached) const;
+  // The eight bytes of `pattern`, lowest first, over and over.
+  [[nodiscard]] Result<void> FillPattern(std::size_t offset, std::size_t length,
+                                         std::uint64_t pattern) const;
+  // How many bytes are the same before the first that is not; `length` if all are. Each byte is
+  // read once at most.
+  [[nodiscard]] Result<std::size_t> SameAs(std::size_t offset, const GuestView& other,
+                                           std::size_t other_offset, std::size_t length) const;
+  [[nodiscard]] Result<std::size_t> SameAsPattern(std::size_t offset, std::size_t length,
+                                                  std::uint64_t pattern) const;
+  // Out of the host's caches (kEvict), or to memory and still in them (kKeep).
+  [[nodiscard]] Result<void> FlushCache(std::size_t offset, std::size_t length,
+                                        CacheLines lines) const;
+
+  // Gives consume(span of bytes) the range in place, in order and whole, in one or more pieces. For
+  // functions that only sum bytes up: one that reads a byte twice, or acts on what it reads, takes
+  // a copy.
+  template <typename F>
+  [[nodiscard]] Result<void> Sum(std::size_t offset, std::size_t length, F&& consume) const {
+    if (!Fits(offset, length)) return Err(Errc::kGuestRange, "read guest memory");
+    internal::VisitShared(base_ + offset, length, consume);
+    return {};
+  }
+
   // For ring indices, little-endian in memory and native here. `offset` must be even relative to an
   // even gpa (the caller checked ring alignment) and fit the view: a caller's duty, established
   // once when the ring was mapped (CHECK).
@@ -127,6 +128,14 @@ class GuestView {
     __atomic_store_n(internal::WordPointer<std::uint16_t>(base_ + offset),
                      std::bit_cast<std::uint16_t>(le16(value)), __ATOMIC_RELEASE);
     MarkDirty(offset, 2);
+  }
+  // For words that publish what was written before, e.g. the first of a completion record; the same
+  // duty, for 8.
+  void StoreRelease64(std::size_t offset, std::uint64_t value) const {
+    CHECK(Fits(offset, 8) && internal::IsAligned<8>(base_ + offset));
+    __atomic_store_n(internal::WordPointer<std::uint64_t>(base_ + offset),
+                     std::bit_cast<std::uint64_t>(le64(value)), __ATOMIC_RELEASE);
+    MarkDirty(offset, 8);
   }
 
   // For readv/writev/io_uring: the kernel is the one that touches the bytes. A caller that lets the

@@ -1,0 +1,261 @@
+#include "devices/siov/engine/executor.h"
+
+#include <array>
+#include <bit>
+#include <optional>
+#include <utility>
+
+#include "devices/siov/engine/checks.h"
+#include "devices/siov/engine/operations.h"
+
+namespace postern::dsa {
+namespace {
+
+using internal::OperationContext;
+using internal::OperationOutcome;
+using memory::Access;
+using memory::Gpa;
+using memory::GuestView;
+
+// Where a descriptor came from: its place in a batch, or the queue itself.
+using BatchIndex = std::optional<std::uint16_t>;
+
+bool IsSuccess(Completion status) {
+  return status == Completion::kSuccess || status == Completion::kFalsePredicate ||
+         status == Completion::kBatchHadErrors;
+}
+
+bool IsFault(Completion status) {
+  return status == Completion::kPageFault || status == Completion::kBatchListFault ||
+         status == Completion::kRecordFault;
+}
+
+// One call of Execute.
+class Execution {
+ public:
+  Execution(const OperationContext& context, const ExecutorCaps& caps, const QueueLimits& limits,
+            ExecutorEnvironment& environment)
+      : context_(context), caps_(caps), limits_(limits), environment_(environment) {}
+
+  Executed Run(const WorkDescriptor& descriptor, BatchIndex index);
+
+ private:
+  struct Done {
+    OperationOutcome outcome;
+    std::uint32_t descriptors = 1;
+  };
+
+  std::optional<OperationOutcome> FindRecord(const WorkDescriptor& descriptor, GuestView& record);
+  Done Work(const WorkDescriptor& descriptor, BatchIndex index);
+  Done RunBatch(const WorkDescriptor& batch);
+  OperationOutcome Drain();
+  void Complete(const WorkDescriptor& descriptor, BatchIndex index, const GuestView& record,
+                const OperationOutcome& outcome);
+  void Report(const WorkDescriptor& descriptor, BatchIndex index, const OperationOutcome& outcome);
+
+  const OperationContext& context_;
+  const ExecutorCaps& caps_;
+  const QueueLimits& limits_;
+  ExecutorEnvironment& environment_;
+};
+
+// DSA 5.4: why a descriptor is to be discarded, if its record cannot be written.
+std::optional<OperationOutcome> Execution::FindRecord(const WorkDescriptor& descriptor,
+                                                      GuestView& record) {
+  const std::uint64_t address = descriptor.record.get();
+  if (address % kRecordSize != 0) {
+    return OperationOutcome{.status = Completion::kRecordMisaligned};
+  }
+  const Result<GuestView> view = context_.memory.View(Gpa(address), kRecordSize, Access::kWrite);
+  if (!view) {
+    return OperationOutcome{
+        .status = Completion::kRecordFault, .status_bits = kFaultOnWrite, .fault_address = address};
+  }
+  record = *view;
+  return std::nullopt;
+}
+
+Executed Execution::Run(const WorkDescriptor& descriptor, BatchIndex index) {
+  const auto operation = static_cast<std::uint8_t>(descriptor.opcode());
+  GuestView record;
+  if (descriptor.Has(Flag::kRecordValid)) {
+    if (const auto discarded = FindRecord(descriptor, record)) {
+      Report(descriptor, index, *discarded);
+      return {.operation = operation, .status = static_cast<std::uint8_t>(discarded->status)};
+    }
+  }
+  const Done done = Work(descriptor, index);
+  if (done.outcome.status != Completion::kNone) {
+    Complete(descriptor, index, record, done.outcome);
+  }
+  return {.operation = operation,
+          .status = static_cast<std::uint8_t>(done.outcome.status),
+          .bytes = done.outcome.bytes,
+          .descriptors = done.descriptors};
+}
+
+Execution::Done Execution::Work(const WorkDescriptor& descriptor, BatchIndex index) {
+  std::uint32_t invalid_flags = 0;
+  const Completion verdict = internal::CheckDescriptor(
+      {caps_, limits_, environment_, index.has_value()}, descriptor, invalid_flags);
+  if (verdict != Completion::kSuccess) {
+    return {{.status = verdict, .specific = {invalid_flags, 0}}};
+  }
+  switch (descriptor.opcode()) {
+    case Opcode::kNoop:
+      return {};
+    case Opcode::kBatch:
+      return RunBatch(descriptor);
+    case Opcode::kDrain:
+      return {Drain()};
+    case Opcode::kMove:
+      return {internal::Move(context_, descriptor)};
+    case Opcode::kFill:
+      return {internal::Fill(context_, descriptor)};
+    case Opcode::kCompare:
+      return {internal::Compare(context_, descriptor)};
+    case Opcode::kComparePattern:
+      return {internal::ComparePattern(context_, descriptor)};
+    case Opcode::kCreateDelta:
+      return {internal::CreateDelta(context_, descriptor)};
+    case Opcode::kApplyDelta:
+      return {internal::ApplyDelta(context_, descriptor)};
+    case Opcode::kDualcast:
+      return {internal::Dualcast(context_, descriptor)};
+    case Opcode::kCrc:
+      return {internal::Crc(context_, descriptor)};
+    case Opcode::kCopyCrc:
+      return {internal::CopyCrc(context_, descriptor)};
+    case Opcode::kDifCheck:
+    case Opcode::kDifInsert:
+    case Opcode::kDifStrip:
+    case Opcode::kDifUpdate:
+      return {internal::Dif(context_, descriptor)};
+    case Opcode::kCacheFlush:
+      return {internal::FlushCaches(context_, descriptor)};
+  }
+  return {{.status = Completion::kBadOpcode}};  // CheckDescriptor let it not come here
+}
+
+OperationOutcome Execution::Drain() {
+  environment_.WaitForEarlier();
+  return environment_.aborted() ? internal::Aborted(0) : OperationOutcome{};
+}
+
+// DSA 3.8, 8.3.2. One after the other, so a fence has nobody to wait for. A descriptor of the list
+// is read when its turn comes, and once.
+Execution::Done Execution::RunBatch(const WorkDescriptor& batch) {
+  const internal::Buffer list{batch.source.get(), Access::kRead};
+  Done done;
+  bool failed = false;
+  std::uint32_t index = 0;
+  for (; index < batch.size.get(); ++index) {
+    if (index != 0 && environment_.aborted()) {
+      return {internal::Aborted(done.outcome.bytes), done.descriptors};
+    }
+    const std::uint64_t offset = std::uint64_t{index} * siov::kDescriptorSize;
+    const std::optional<Gpa> at = internal::At(list, offset);
+    const Result<WorkDescriptor> descriptor =
+        at ? context_.memory.Read<WorkDescriptor>(*at) : Err(Errc::kGuestRange, "batch");
+    if (!descriptor) {
+      done.outcome.status = Completion::kBatchListFault;
+      done.outcome.bytes_completed = index;
+      done.outcome.fault_address = list.address + offset;
+      return done;
+    }
+    // DSA 3.9: what follows a fence is abandoned if anything before did not succeed.
+    if (failed && descriptor->Has(Flag::kFence)) break;
+    const Executed one = Run(*descriptor, static_cast<std::uint16_t>(index));
+    done.outcome.bytes += one.bytes;
+    if (one.status == static_cast<std::uint8_t>(Completion::kNone)) {
+      return {internal::Aborted(done.outcome.bytes), done.descriptors};
+    }
+    ++done.descriptors;
+    failed = failed || one.status != static_cast<std::uint8_t>(Completion::kSuccess);
+  }
+  done.outcome.bytes_completed = index;
+  if (failed) done.outcome.status = Completion::kBatchHadErrors;
+  return done;
+}
+
+void Execution::Complete(const WorkDescriptor& descriptor, BatchIndex index,
+                         const GuestView& record, const OperationOutcome& outcome) {
+  const bool success = IsSuccess(outcome.status);
+  const bool has_record = descriptor.Has(Flag::kRecordValid);
+  if (has_record && (!success || descriptor.Has(Flag::kRequestRecord))) {
+    const CompletionRecord filled{
+        .status = static_cast<std::uint8_t>(static_cast<std::uint8_t>(outcome.status) |
+                                            outcome.status_bits),
+        .result = outcome.result,
+        .bytes_completed = le32(outcome.bytes_completed),
+        .fault_address = le64(outcome.fault_address),
+        .specific = {le64(outcome.specific[0]), le64(outcome.specific[1])}};
+    const auto words = std::bit_cast<std::array<le64, 4>>(filled);
+    for (std::size_t i = 1; i < words.size(); ++i) {
+      internal::Must(record.Write(i * sizeof(le64), words[i]));
+    }
+    // Pairs with the guest's reading of the status: it then sees the data and the rest of the
+    // record.
+    record.StoreRelease64(0, words[0].get());
+  }
+  if ((!success && !has_record) || outcome.status == Completion::kBadHandle) {
+    Report(descriptor, index, outcome);
+  }
+  // DSA 5.4: none if the handle is wrong, which may be more than what was reported.
+  if (descriptor.Has(Flag::kRequestInterrupt) && outcome.status != Completion::kBadHandle &&
+      environment_.IsHandle(descriptor.handle.get())) {
+    environment_.SignalHandle(descriptor.handle.get());
+  }
+}
+
+// DSA 9.2.15.
+void Execution::Report(const WorkDescriptor& descriptor, BatchIndex index,
+                       const OperationOutcome& outcome) {
+  constexpr std::uint64_t kValid = 1U << 0;
+  constexpr std::uint64_t kDescriptorValid = 1U << 2;
+  constexpr std::uint64_t kQueueValid = 1U << 3;
+  constexpr std::uint64_t kInBatch = 1U << 4;
+  constexpr std::uint64_t kWrite = 1U << 5;
+  constexpr std::uint64_t kPrivileged = 1U << 6;
+  constexpr std::uint64_t kInfoValid = 1U << 7;
+  std::uint64_t what = kValid | kDescriptorValid | kQueueValid;
+  what |= std::uint64_t{static_cast<std::uint8_t>(outcome.status)} << 8;
+  what |= std::uint64_t{limits_.queue & 0xff} << 16;
+  what |= std::uint64_t{static_cast<std::uint8_t>(descriptor.opcode())} << 32;
+  if (index) what |= kInBatch;
+  if (limits_.privileged) what |= kPrivileged;
+  if (outcome.status_bits == kFaultOnWrite) what |= kWrite;
+  std::uint64_t info = 0;
+  if (outcome.status == Completion::kBadFlags) info = outcome.specific[0];
+  if (outcome.status == Completion::kBadHandle) info = descriptor.handle.get();
+  if (info != 0 || outcome.status == Completion::kBadHandle) what |= kInfoValid;
+  environment_.OnError({.queue = limits_.queue,
+                        .words = {what, info << 32 | index.value_or(0),
+                                  IsFault(outcome.status) ? outcome.fault_address : 0, 0}});
+}
+
+}  // namespace
+
+Executor::Executor(const memory::MemoryMap& memory, const ExecutorCaps& caps,
+                   ExecutorEnvironment& environment)
+    : map_(memory), caps_(caps), environment_(environment), checksums_(BestChecksums()) {}
+
+void Executor::Refresh() {
+  const std::uint64_t generation = map_.generation();
+  if (memory_ != nullptr && generation == generation_) return;
+  memory_ = map_.Snapshot();
+  generation_ = generation;
+}
+
+Executed Executor::Execute(const QueueLimits& limits, const siov::Descriptor& descriptor) {
+  Refresh();
+  const OperationContext context{*memory_, environment_, checksums_};
+  return Execution(context, caps_, limits, environment_)
+      .Run(std::bit_cast<WorkDescriptor>(descriptor), std::nullopt);
+}
+
+void Executor::Rest() {
+  memory_.reset();
+}
+
+}  // namespace postern::dsa

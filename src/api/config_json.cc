@@ -119,6 +119,23 @@ Outcome<void> ReadAssigned(const Json& json, const std::string& path, AssignedCo
   return fields.Finish();
 }
 
+Outcome<void> ReadVdev(const Json& json, const std::string& path, VdevConfig& vdev) {
+  Fields fields(json, path);
+  fields.Choice("type", vdev.type, {{"dsa", VdevConfig::Type::kDsa}})
+      .Choice("profile", vdev.profile,
+              {{"ro", VdevConfig::Profile::kReadOnly}, {"cfg", VdevConfig::Profile::kConfigurable}})
+      .Choice("portal", vdev.portal,
+              {{"auto", VdevConfig::Portal::kAuto},
+               {"polled", VdevConfig::Portal::kPolled},
+               {"trapped", VdevConfig::Portal::kTrapped}})
+      .Number("wqs", vdev.wqs, 1, 8)
+      .Number("wq_size", vdev.wq_size, 1, 128)
+      .Number("engines", vdev.engines, 1, 64)
+      .Number("poll_sleep_us", vdev.poll_sleep_us, 100, 1000000)
+      .Text("id", vdev.id);
+  return fields.Finish();
+}
+
 Outcome<void> ReadConsole(const Json& json, const std::string& path, ConsoleConfig& console) {
   ConsoleConfig read;
   Fields fields(json, path);
@@ -191,6 +208,8 @@ Outcome<void> ReadDocument(const Json& json, Config& config) {
               [&](const Json& v, const std::string& p) {
                 return ReadList(v, p, config.devices, ReadAssigned);
               })
+      .Member("vdevs", [&](const Json& v,
+                           const std::string& p) { return ReadList(v, p, config.vdevs, ReadVdev); })
       .Member("console", [&](const Json& v,
                              const std::string& p) { return ReadConsole(v, p, config.console); })
       .Member("serial",
@@ -199,6 +218,7 @@ Outcome<void> ReadDocument(const Json& json, Config& config) {
       .Choice("transport", config.transport, {{"pci", Transport::kPci}, {"mmio", Transport::kMmio}})
       .Number("io_threads", config.io_threads, 1, 64)
       .Flag("pit", config.pit)
+      .Flag("movdir64b", config.movdir64b)
       .Number("hotplug_ports", config.hotplug_ports, 0, 31)
       .Text("control", config.control)
       .Text("metrics", config.metrics);
@@ -220,6 +240,7 @@ const StructuredFlag* FindStructured(std::string_view name) {
       {"net", "tap", {"offload"}},
       {"vsock", "socket", {}},
       {"device", "host", {"rombar", "intx", "p2p"}},
+      {"vdev", "type", {}},
       {"console", "mode", {}},
       {"serial", "mode", {}},
   };
@@ -282,6 +303,7 @@ Outcome<void> ReadStructured(std::string_view name, const Json& json, Config& co
   if (name == "net") return AddEntry(json, path, config.nets, ReadNet);
   if (name == "vsock") return ReadVsock(json, path, config.vsock);
   if (name == "device") return AddEntry(json, path, config.devices, ReadAssigned);
+  if (name == "vdev") return AddEntry(json, path, config.vdevs, ReadVdev);
   if (name == "console") return ReadConsole(json, path, config.console);
   return ReadConsole(json, path, config.serial);
 }

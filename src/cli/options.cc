@@ -39,6 +39,12 @@ constexpr Option kRun[] = {
      "more. `postern doctor --device BDF` says whether it can be, and what to do first.\n"
      "iommufd=auto|on|off|fd=N, rombar, intx=on|off, p2p, trap-bar=N, id=NAME",
      true, true, true},
+    {"vdev", "type=dsa[,KEY...]",
+     "Give the guest a virtual Intel DSA made in this process. Repeat for more.\n"
+     "profile=ro|cfg: its queues are configured by Postern (default), or by the guest\n"
+     "portal=auto|polled|trapped: submission without an exit (one CPU), or by one each\n"
+     "wqs=N, wq-size=N, engines=N (threads), poll-sleep-us=N, id=NAME",
+     true, true},
     {"console", "MODE",
      "virtio console hvc0: stdio (default; Ctrl-A x leaves), pty, file=PATH, socket=PATH, null, "
      "off.",
@@ -49,6 +55,10 @@ constexpr Option kRun[] = {
     {"io-threads", "N",
      "Threads for device I/O; queues of disks and interfaces spread over them (default 1).", true},
     {"pit", "on|off", "An 8254 timer, for guests that calibrate with one (default off).", true},
+    {"movdir64b", "on|off",
+     "Tell the guest that its CPU has MOVDIR64B in any case (default: with a vdev, if this\n"
+     "host's CPU has it).",
+     true},
     {"hotplug-ports", "N",
      "Slots into which devices can be put while the guest runs, with postern ctl (default 0).",
      true},

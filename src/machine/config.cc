@@ -104,6 +104,30 @@ Outcome<void> ValidateSource(const AssignedConfig& device, const std::string& wh
   return {};
 }
 
+Outcome<void> ValidateVdevs(const Config& config, std::set<std::string>& ids) {
+  if (Outcome<void> r = ValidateIds(config.vdevs, "vdevs", ids); !r) return r;
+  for (std::size_t i = 0; i < config.vdevs.size(); ++i) {
+    const VdevConfig& vdev = config.vdevs[i];
+    if (vdev.portal != VdevConfig::Portal::kPolled) continue;
+    if (config.cpus != 1) {
+      return ConfigFailure(
+          fmt::format("vdevs[{}].portal: a polled portal loses descriptors that two CPUs store to "
+                      "one slot, and this guest has {} CPUs",
+                      i, config.cpus),
+          "use portal=auto, or --cpus 1");
+    }
+    if (vdev.wq_size > 63) {
+      return ConfigFailure(
+          fmt::format("vdevs[{}].wq_size: a polled portal holds 63, not {}", i, vdev.wq_size),
+          "use wq-size=63, or portal=trapped");
+    }
+  }
+  if (!config.vdevs.empty() && config.transport != Transport::kPci) {
+    return ConfigFailure("vdevs: a guest without PCI cannot have them", "use --transport pci");
+  }
+  return {};
+}
+
 Outcome<void> ValidateAssigned(const Config& config, std::set<std::string>& ids) {
   if (Outcome<void> r = ValidateIds(config.devices, "devices", ids); !r) return r;
   std::set<std::string> sources;
@@ -183,13 +207,15 @@ Outcome<void> Validate(const Config& config) {
     }
   }
   if (Outcome<void> r = ValidateAssigned(config, ids); !r) return r;
+  if (Outcome<void> r = ValidateVdevs(config, ids); !r) return r;
   if (config.console.mode == ConsoleConfig::Mode::kStdio &&
       config.serial.mode == ConsoleConfig::Mode::kStdio) {
     return ConfigFailure("serial: standard input and output already belong to the console",
                          "add --console off, or send one of them elsewhere (--serial file=PATH)");
   }
   const std::size_t devices = config.disks.size() + config.nets.size() + config.devices.size() +
-                              (config.vsock.has_value() ? 1 : 0) + (config.rng ? 1 : 0) +
+                              config.vdevs.size() + (config.vsock.has_value() ? 1 : 0) +
+                              (config.rng ? 1 : 0) +
                               (config.console.mode != ConsoleConfig::Mode::kOff ? 1 : 0);
   const std::size_t most = config.transport == Transport::kPci ? 31 : x86_64::kMaxVirtioMmio;
   if (config.hotplug_ports != 0 && config.transport != Transport::kPci)

@@ -73,6 +73,29 @@ struct AssignedConfig {
   int trap_bar = -1;                 // a BAR whose accesses are all trapped
 };
 
+// A device composed in this process: a virtual Intel DSA whose work queues are served by threads of
+// ours (devices/siov).
+struct VdevConfig {
+  enum class Type : std::uint8_t { kDsa };
+  enum class Profile : std::uint8_t {
+    kReadOnly,      // "ro": configured by us, as the specification asks of a composed device
+    kConfigurable,  // "cfg": the guest configures groups and queues
+  };
+  enum class Portal : std::uint8_t {
+    kAuto,     // kPolled where it loses nothing, else kTrapped
+    kPolled,   // stores to a portal do not exit: one vCPU and queues of at most 63 entries
+    kTrapped,  // each is an exit
+  };
+  std::string id;  // default: vdev0, vdev1, ...
+  Type type = Type::kDsa;
+  Profile profile = Profile::kReadOnly;
+  Portal portal = Portal::kAuto;
+  std::uint32_t wqs = 0;                // 1 to 8; 0: 1, or 8 when configurable
+  std::uint32_t wq_size = 0;            // entries; 0: 32, or at most 63 when configurable
+  std::uint32_t engines = 1;            // threads that do the work
+  std::uint32_t poll_sleep_us = 10000;  // how late an idle polled portal may be looked at
+};
+
 // Where a console's or the serial port's bytes go.
 struct ConsoleConfig {
   enum class Mode : std::uint8_t { kOff, kStdio, kPty, kFile, kSocket, kNull };
@@ -95,12 +118,16 @@ struct Config {
   std::vector<NetConfig> nets;
   std::optional<VsockConfig> vsock;
   std::vector<AssignedConfig> devices;
+  std::vector<VdevConfig> vdevs;
   ConsoleConfig console{ConsoleConfig::Mode::kStdio, {}};
   ConsoleConfig serial;
   bool rng = true;
   Transport transport = Transport::kPci;
   std::uint32_t io_threads = 1;
   bool pit = false;
+  // Told to guests although this host's KVM does not: for guests that bring the instruction along
+  // themselves (a test's, under a processor without it).
+  bool movdir64b = false;
   std::uint32_t hotplug_ports = 0;  // slots for devices added while the guest runs; PCI alone
   std::string control;  // UNIX socket for `postern ctl`; empty: none. Served by src/api/control.h
   std::string metrics;  // JSON, written when the machine ends and when asked for; empty: none

@@ -79,6 +79,7 @@ DeviceSet::~DeviceSet() {
   // From here on the loops' work is done inline. A transport resets its device, which waits for I/O
   // in flight.
   serial_.reset();
+  vdevs_.reset();
   assigned_.reset();
   for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
     if (entry->pci != nullptr && root_ != nullptr) (void)root_->Remove(*entry->pci);
@@ -148,7 +149,32 @@ Outcome<void> DeviceSet::AddAll() {
   if (config_.rng) {
     if (Outcome<void> r = Add("rng0", std::make_unique<virtio::Rng>(loop), {}); !r) return r;
   }
-  return AddAssigned();
+  if (Outcome<void> r = AddAssigned(); !r) return r;
+  return AddVdevs();
+}
+
+Outcome<void> DeviceSet::AddVdevs() {
+  if (config_.vdevs.empty()) return {};
+  vdevs_ =
+      std::make_unique<VirtualDevices>(VirtualDevices::Host{.interrupts = host_.platform.interrupts,
+                                                            .memory = host_.memory,
+                                                            .root = *root_,
+                                                            .loop = *loops_.front()});
+  for (std::size_t i = 0; i < config_.vdevs.size(); ++i) {
+    const VdevConfig& vdev = config_.vdevs[i];
+    Entry entry;
+    entry.id = vdev.id.empty() ? fmt::format("vdev{}", i) : vdev.id;
+    Outcome<pci::PciFunction*> function = vdevs_->Add(vdev, entry.id, config_.cpus);
+    if (!function) {
+      Failure failure = function.error();
+      failure.cause = fmt::format("vdev '{}': {}", entry.id, failure.cause);
+      return tl::unexpected(std::move(failure));
+    }
+    entry.detail = vdevs_->Detail(entry.id);
+    entry.assigned = *function;
+    entries_.push_back(std::move(entry));
+  }
+  return {};
 }
 
 AssignedDevices& DeviceSet::assigned() {
@@ -269,6 +295,7 @@ void DeviceSet::ReportMetrics(MetricsWriter& metrics) const {
     });
   }
   if (assigned_ != nullptr) assigned_->ReportMetrics(metrics);
+  if (vdevs_ != nullptr) vdevs_->ReportMetrics(metrics);
   for (const auto& port : ports_) {
     metrics.Group(port->name(), [&](MetricsWriter& w) {
       w.Counters([&](CounterSink& sink) { port->ReportCounters(sink); });

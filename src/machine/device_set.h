@@ -29,6 +29,7 @@
 #include "src/machine/device_info.h"
 #include "src/machine/metrics.h"
 #include "src/machine/serial_console.h"
+#include "src/machine/virtual_devices.h"
 #include "src/memory/guest_memory.h"
 
 namespace postern {
@@ -73,13 +74,15 @@ class DeviceSet {
     std::unique_ptr<virtio::PciTransport> pci;
     std::unique_ptr<virtio::MmioTransport> mmio;
     std::string detail;
-    pci::RootPort* port = nullptr;         // the hot-plug slot it is in
-    pci::PciFunction* assigned = nullptr;  // not one of ours: assigned_ has it, device is null
+    pci::RootPort* port = nullptr;  // the hot-plug slot it is in
+    // No virtio device: assigned_ or vdevs_ has it, device is null.
+    pci::PciFunction* assigned = nullptr;
   };
   DeviceSet(const Config& config, const Host& host) : config_(config), host_(host) {}
   [[nodiscard]] Outcome<void> StartLoops();
   [[nodiscard]] Outcome<void> AddAll();
   [[nodiscard]] Outcome<void> AddAssigned();
+  [[nodiscard]] Outcome<void> AddVdevs();
   [[nodiscard]] Outcome<void> AddPorts();
   [[nodiscard]] Outcome<Entry> MakeDisk(const DiskConfig& disk, const std::string& id);
   // Whether the slot's windows can hold the BARs.
@@ -107,6 +110,7 @@ class DeviceSet {
   std::vector<std::unique_ptr<pci::RootPort>> ports_;
   std::vector<Entry> entries_;
   std::unique_ptr<AssignedDevices> assigned_;  // none where no device is assigned
+  std::unique_ptr<VirtualDevices> vdevs_;      // none where there is none
   std::unique_ptr<SerialConsole> serial_;
   std::uint64_t added_ = 0;  // while the machine was there, and removed again
   std::uint64_t removed_ = 0;

@@ -1,9 +1,11 @@
 #include "src/machine/machine.h"
 
+#include <cpuid.h>
 #include <sys/resource.h>
 
 #include <array>
 #include <ctime>
+#include <span>
 #include <vector>
 
 #include <fmt/format.h>
@@ -129,6 +131,7 @@ struct Machine::Impl {
   Outcome<void> MakeVm(const kvm::Kvm& kvm);
   Outcome<void> MakePower();
   Outcome<void> MakeDevices(unsigned physical_bits);
+  [[nodiscard]] std::span<const x86_64::CpuidOverride> CpuidOverrides() const;
   Outcome<void> MakeVcpus(const kvm::Kvm& kvm, std::vector<x86_64::CpuidEntry> supported);
   Outcome<void> LoadGuest(bool gigabyte_pages);
 };
@@ -196,6 +199,26 @@ Outcome<void> Machine::Impl::MakeDevices(unsigned physical_bits) {
   return {};
 }
 
+std::span<const x86_64::CpuidOverride> Machine::Impl::CpuidOverrides() const {
+  // KVM hides MOVDIR64B on hosts that have it (Linux arch/x86/kvm without virtualisation hardware);
+  // the instruction needs nothing of KVM. ENQCMD does: a PASID that KVM does not translate.
+  constexpr std::uint32_t kMovdir64b = 1U << 28;
+  constexpr std::uint32_t kEnqcmd = 1U << 29;
+  using Register = x86_64::CpuidOverride::Register;
+  static constexpr std::array<x86_64::CpuidOverride, 1> kBoth{
+      {{.function = 7, .reg = Register::kEcx, .set = kMovdir64b, .clear = kEnqcmd}}};
+  static constexpr std::array<x86_64::CpuidOverride, 1> kNoEnqcmd{
+      {{.function = 7, .reg = Register::kEcx, .clear = kEnqcmd}}};
+  std::uint32_t eax = 0;
+  std::uint32_t ebx = 0;
+  std::uint32_t ecx = 0;
+  std::uint32_t edx = 0;
+  const bool host_has =
+      __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (ecx & kMovdir64b) != 0;
+  if (host_has || config.movdir64b) return kBoth;
+  return kNoEnqcmd;
+}
+
 Outcome<void> Machine::Impl::MakeVcpus(const kvm::Kvm& kvm,
                                        std::vector<x86_64::CpuidEntry> supported) {
   for (std::uint32_t i = 0; i < config.cpus; ++i) {
@@ -206,9 +229,12 @@ Outcome<void> Machine::Impl::MakeVcpus(const kvm::Kvm& kvm,
     if (!made) return fail(made.error());
     kvm::Vcpu& vcpu = **made;
     if (i == 0) tsc_khz = vcpu.TscKhz().value_or(0);
-    const std::vector<x86_64::CpuidEntry> cpuid = x86_64::BuildCpuid(
-        supported,
-        {.index = i, .count = config.cpus, .tsc_khz = tsc_khz, .tsc_deadline = kvm.tsc_deadline()});
+    const std::vector<x86_64::CpuidEntry> cpuid =
+        x86_64::BuildCpuid(supported, {.index = i,
+                                       .count = config.cpus,
+                                       .tsc_khz = tsc_khz,
+                                       .tsc_deadline = kvm.tsc_deadline(),
+                                       .overrides = CpuidOverrides()});
     if (Result<void> r = vcpu.SetCpuid(cpuid); !r) return fail(r.error());
     if (Result<void> r = vcpu.SetMsrs(x86_64::InitialMsrs()); !r) return fail(r.error());
     std::array<std::byte, 1024> lapic{};

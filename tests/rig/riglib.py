@@ -176,7 +176,7 @@ def _built_kernel():
     import kernel_build  # pylint: disable=import-outside-toplevel  # which imports this file
     folder = os.path.join(cache_dir(), "kernels", f"{BUILT_KERNEL}-{kernel_build.key()}")
     if not os.path.isdir(folder):
-        with cache_lock("kernels"):
+        with cache_lock("built-kernel"):
             if not os.path.isdir(folder):
                 kernel_build.build(folder)
     return Kernel(folder)

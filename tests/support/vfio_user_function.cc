@@ -12,6 +12,10 @@
 namespace postern::testing {
 namespace {
 
+constexpr std::size_t kCommand = 0x04;
+constexpr std::size_t kStatus = 0x06;
+constexpr std::uint16_t kIntxDisable = 0x0400;
+constexpr std::byte kInterruptStatus{0x08};
 constexpr std::size_t kPowerCap = 0x40;
 constexpr std::size_t kExpressCap = 0x50;  // 0x3c bytes
 constexpr std::size_t kMsixCap = 0x90;
@@ -39,12 +43,12 @@ using U64 = std::uint64_t;
 void FillHeader(std::span<std::byte> config, std::span<std::byte> writable, bool intx) {
   Put<U16>(config, 0x00, kTestVendorId);
   Put<U16>(config, 0x02, kTestDeviceId);
-  Put<U16>(config, 0x06, 0x0010);      // STATUS: capability list
+  Put<U16>(config, kStatus, 0x0010);   // STATUS: capability list
   Put<U32>(config, 0x08, 0x08800001);  // class 0x0880 (system peripheral), revision 1
   Put<U32>(config, 0x2c, 0x00011209);
   Put<U8>(config, 0x34, kPowerCap);
   Put<U8>(config, 0x3d, intx ? 1 : 0);
-  Put<U16>(writable, 0x04, 0x0547);
+  Put<U16>(writable, kCommand, 0x0547);
   Put<U8>(writable, 0x0c, 0xff);
   Put<U8>(writable, 0x3c, 0xff);
   // BARs: the low bits stay, the bits above the size may be written, which is what sizing needs.
@@ -140,6 +144,11 @@ bool TestFunction::Read(std::uint32_t region, std::uint64_t offset, std::span<st
   const std::span<std::byte> from = Bytes(region);
   if (offset > from.size() || to.size() > from.size() - offset) return false;
   std::memcpy(to.data(), from.data() + offset, to.size());
+  // PCI 3.0 6.2.3: the interrupt's state is told whether INTx is disabled or not.
+  if (region == vfio::kConfigRegion && options_.intx && offset <= kStatus &&
+      kStatus - offset < to.size() && Get<U32>(registers_, kEngineStatus) != 0) {
+    to[kStatus - offset] |= kInterruptStatus;
+  }
   return true;
 }
 
@@ -197,7 +206,8 @@ void TestFunction::Finish(bool ok) {
 }
 
 bool TestFunction::interrupting() const {
-  return Get<U32>(registers_, kEngineStatus) != 0;
+  return Get<U32>(registers_, kEngineStatus) != 0 &&
+         (Get<U16>(config_, kCommand) & kIntxDisable) == 0;
 }
 
 }  // namespace postern::testing

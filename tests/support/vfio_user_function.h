@@ -68,7 +68,7 @@ class TestFunction {
   // What the doorbell asked for.
   [[nodiscard]] std::optional<Copy> TakeCopy();
   void Finish(bool ok);
-  // Done or failed, and not cleared yet: the level of INTx.
+  // The level of INTx: done or failed, not cleared yet, and not disabled in COMMAND.
   [[nodiscard]] bool interrupting() const;
   [[nodiscard]] int memory_fd() const { return memory_fd_.get(); }
   void Reset();

@@ -252,8 +252,7 @@ std::uint32_t VfioUserPeer::SetTriggers(const vfio::UserSetIrqs& set, std::vecto
 void VfioUserPeer::MaskIntx(bool masked) {
   intx_masked_ = masked;
   server_.Note([&](VfioUserServer::Seen& seen) { seen.intx_masked = masked; });
-  // The level is still high: it comes again.
-  if (!masked && server_.function_.interrupting()) Interrupt(0);
+  if (!masked) RaiseIntx();
 }
 
 void VfioUserPeer::Interrupt(std::uint32_t vector) {
@@ -263,7 +262,11 @@ void VfioUserPeer::Interrupt(std::uint32_t vector) {
     for (const auto& event : server_.events_[vfio::kMsixIrq]) msix = msix || event.has_value();
   }
   if (msix) return server_.Raise(vfio::kMsixIrq, vector);
-  if (!options_.function.intx || intx_masked_) return;
+  RaiseIntx();
+}
+
+void VfioUserPeer::RaiseIntx() {
+  if (!options_.function.intx || intx_masked_ || !server_.function_.interrupting()) return;
   // Masks itself until the client says otherwise.
   intx_masked_ = true;
   server_.Note([](VfioUserServer::Seen& seen) { seen.intx_masked = true; });
@@ -282,6 +285,8 @@ Result<void> VfioUserPeer::Access(const UserMessage& message) {
       return Refuse(message.header, EINVAL);
     }
     access->data = {};
+    // INTx that was disabled while its cause is there.
+    if (access->region == vfio::kConfigRegion) RaiseIntx();
     // Before the reply: a client that does not serve memory while it waits is stuck here.
     if (!options_.dma_after_reply) RunEngine();
     return Reply(message.header, vfio::BuildRegionAccess(*access));

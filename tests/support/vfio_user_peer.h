@@ -71,6 +71,8 @@ class VfioUserPeer {
   [[nodiscard]] Result<vfio::UserMessage> Ask(vfio::UserCommand command, Payload payload,
                                               std::span<const int> fds = {});
   void Interrupt(std::uint32_t vector);
+  // Where the level is high and not masked.
+  void RaiseIntx();
 
   VfioUserServer& server_;
   const VfioUserServerOptions& options_;

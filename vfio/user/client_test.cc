@@ -403,6 +403,26 @@ TEST_CASE("vfio-user client: INTx masks itself and comes again after an unmask")
   REQUIRE(device->DisableIrq(kIntxIrq));
 }
 
+TEST_CASE(
+    "vfio-user client: INTx that the guest disables waits for COMMAND, and STATUS tells of it") {
+  ClientRig rig;
+  const VfioUserServer server({.function = {.intx = true}});
+  const auto device = rig.Connect(server);
+  rig.MapAll(*device);
+  constexpr std::uint32_t kInterruptStatus = 1U << 19;  // of the word at COMMAND
+  const EventFd intx = EventFd::Create().value();
+  REQUIRE(device->SetVectors(kIntxIrq, 0, std::array{intx.fd()}));
+  WriteWord(*device, kConfigRegion, 4, 0x0406);
+  CHECK((ReadWord(*device, kConfigRegion, 4) & kInterruptStatus) == 0);
+  StartCopy(*device, 0, 0x1000, 16, 0);
+  CHECK_FALSE(intx.Pending());
+  CHECK((ReadWord(*device, kConfigRegion, 4) & kInterruptStatus) != 0);
+  WriteWord(*device, kConfigRegion, 4, 0x0006);
+  CHECK(intx.Consume() == 1);
+  WriteWord(*device, 0, testing::kEngineStatus, 3);
+  CHECK((ReadWord(*device, kConfigRegion, 4) & kInterruptStatus) == 0);
+}
+
 TEST_CASE("vfio-user client: reset, where the device can") {
   ClientRig rig;
   VfioUserServer server;

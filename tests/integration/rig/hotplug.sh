@@ -8,15 +8,6 @@ ROUNDS=10
 CTL=$WORK/ctl.sock
 ctl() { "$POSTERN" ctl "$CTL" "$@"; }
 
-# wait_for TEXT: the guest says it
-wait_for() {
-  within "$VM_LIMIT" said_or_gone "$1"
-  guest_said "$1" && return
-  fail "hot plug" "the guest did not say '$1'"
-  vm_details
-  kill -9 "$vm_pid" 2> /dev/null
-  finish
-}
 # ctl_expect NAME CODE ARGS...
 ctl_expect() {
   local name=$1 code=$2
@@ -30,7 +21,7 @@ now_ms() { echo $((${EPOCHREALTIME/./} / 1000)); }
 hotplug_scene() {
   vm_start hotplug --kernel "$VMLINUX" --initrd "$INITRD" --memory 192M --cpus 2 --hotplug-ports 2 --control "$CTL" \
     --cmdline "$BASE $QUICK rig.test=hotplug rig.rounds=$ROUNDS"
-  wait_for "RIG READY"
+  wait_for "hot plug" "RIG READY" || return
   ctl_expect "list: exit code" 0 list
   expect "list: two free slots" "$(tail -n 1 ctl.out)" "free slots: 2"
 
@@ -45,10 +36,10 @@ hotplug_scene() {
       fail "round $round: add" "$(cat ctl.out)"
       break
     }
-    wait_for "RIG FOUND $round "
+    wait_for "hot plug" "RIG FOUND $round " || return
     took=$(($(now_ms) - begin))
     [ "$took" -gt "$slowest_in" ] && slowest_in=$took
-    wait_for "RIG USED $round "
+    wait_for "hot plug" "RIG USED $round " || return
     read -r _ _ _ sum < <(tr -d '\r' < "$vm_console" | grep -a "RIG FOUND $round ")
     [ "$sum" = "$(cat "hot-$round.sum")" ] || fail "round $round: what the guest read" "$sum"
     begin=$(now_ms)
@@ -58,7 +49,7 @@ hotplug_scene() {
     }
     took=$(($(now_ms) - begin))
     [ "$took" -gt "$slowest_out" ] && slowest_out=$took
-    wait_for "RIG GONE $round"
+    wait_for "hot plug" "RIG GONE $round" || return
     # The guest's last write was neither synced nor waited for: releasing the driver did that.
     read -r _ _ _ sum < <(tr -d '\r' < "$vm_console" | grep -a "RIG USED $round ")
     [ "$(tail -c 1048576 "hot-$round.img" | md5sum | cut -c1-32)" = "$sum" ] ||
@@ -79,7 +70,7 @@ hotplug_scene() {
   ctl_expect "add: unknown kind" 2 add-device toaster
   ctl_expect "remove: no such device" 2 remove-device nobody
   ctl_expect "remove: a device from the start" 2 remove-device rng0
-  wait_for "RIG BOTH"
+  wait_for "hot plug" "RIG BOTH" || return
   # Until it hangs up on us, as it does on a line without an end.
   head -c 1000000 /dev/urandom | tr -d '\n' | timeout 60 /usr/bin/python3 -c '
 import socket, sys
@@ -102,10 +93,10 @@ pull_scene() {
   truncate -s 1M one.img two.img
   vm_start pull --kernel "$VMLINUX" --initrd "$INITRD" --memory 192M --hotplug-ports 2 --control "$CTL" \
     --cmdline "$BASE $QUICK rig.test=hotplug-pull"
-  wait_for "RIG READY"
+  wait_for pull "RIG READY" || return
   ctl_expect "pull: add a disk" 0 add-device disk,path=one.img,id=one
   ctl_expect "pull: add another" 0 add-device disk,path=two.img,id=two
-  wait_for "RIG BOTH"
+  wait_for pull "RIG BOTH" || return
   ctl_expect "pull: a disk is taken out without asking" 0 remove-device one --force
   vm_ends "pull: exit code of the guest's reset" 3
   guest_results "pull"

@@ -2,6 +2,7 @@
 # there on the code below runs as root on a host of its own, with a real KVM, and may do to it what it likes.
 #
 # Set before sourcing: KERNELS="6.12-cloud ..." (names for tests/rig/guest-image); where wanted GUEST_MODULES=(nvme ...),
+# GUEST_PROGRAMS=(NAME ...) (NAME.cc in this folder becomes a command of the guest, and PROGRAM_NAME here),
 # RIG_ARGUMENTS=(--device ...) for the emulated host, and a function rig_prepare, which runs on the machine, makes files in
 # $GUESTS and may add to RIG_ARGUMENTS.
 # RIG_ONLY=PATTERN in the environment runs only the cases whose name matches (a shell pattern).
@@ -10,17 +11,19 @@
 
 TEST=$(basename "$0" .sh)
 [ -n "${GUEST_MODULES+set}" ] || GUEST_MODULES=()
+[ -n "${GUEST_PROGRAMS+set}" ] || GUEST_PROGRAMS=()
 [ -n "${RIG_ARGUMENTS+set}" ] || RIG_ARGUMENTS=()
 need "$TEST" "$POSTERN"
 
 # Makes all guests on the machine: neither compiler nor network nor cache are wanted in the emulator.
 enter_rig() {
-  local kernel sources=$ROOT/tests/integration/rig code
+  local kernel program sources=$ROOT/tests/integration/rig code programs=()
   GUESTS=$(mktemp -d /tmp/postern-rig.XXXXXX) || exit 1
   trap 'rm -rf "$GUESTS"' EXIT
+  for program in "${GUEST_PROGRAMS[@]}"; do programs+=(--program "$sources/$program.cc=$program"); done
   for kernel in $KERNELS; do
     "$ROOT/tests/rig/guest-image" "$kernel" "${GUEST_MODULES[@]/#/--module=}" --add "$sources/guest=tests" --program "$sources/guest_agent.cc=agent" \
-      --root-image "$GUESTS/root.img" --root-size 24M > "$GUESTS/$kernel.env" || {
+      "${programs[@]}" --root-image "$GUESTS/root.img" --root-size 24M > "$GUESTS/$kernel.env" || {
       fail "$TEST" "no guest image for $kernel"
       finish
     }
@@ -55,14 +58,25 @@ use_kernel() { # NAME: sets KERNEL, VMLINUX, INITRD, VERSION, AGENT
   AGENT=$PROGRAM_agent
 }
 
-# vm_start NAME ARGS...: Postern in the background; NAME.console and NAME.log are its standard output and error
+# vm_start NAME ARGS...: Postern in the background; NAME.console and NAME.log are its standard output and error. Its standard
+# input is the file vm_input, where that is set. It is the current machine until another starts or is chosen.
 vm_start() {
+  local name=$1
   vm_console="$LOGS/$1.console"
   vm_log="$LOGS/$1.log"
   shift
-  "$POSTERN" run "$@" < /dev/null > "$vm_console" 2> "$vm_log" &
+  "$POSTERN" run "$@" < "${vm_input:-/dev/null}" > "$vm_console" 2> "$vm_log" &
   vm_pid=$!
   vm_begin=$EPOCHREALTIME
+  vm_pids[$name]=$vm_pid
+  vm_begins[$name]=$vm_begin
+}
+declare -A vm_pids vm_begins
+vm_choose() { # NAME
+  vm_console="$LOGS/$1.console"
+  vm_log="$LOGS/$1.log"
+  vm_pid=${vm_pids[$1]}
+  vm_begin=${vm_begins[$1]}
 }
 
 process_gone() { [ ! -e "/proc/$1" ] || grep -q '^State:.Z' "/proc/$1/status" 2> /dev/null; }
@@ -100,6 +114,29 @@ vm_details() {
 guest_said() { grep -qaF -- "$1" "$vm_console"; }
 # For `within`: it says so, or never will.
 said_or_gone() { guest_said "$1" || process_gone "$vm_pid"; }
+# wait_for CASE TEXT: until the guest says it; if it never does, CASE has failed and the machine is ended
+wait_for() {
+  within "$VM_LIMIT" said_or_gone "$2"
+  guest_said "$2" && return
+  process_gone "$vm_pid" || kill -9 "$vm_pid" 2> /dev/null
+  vm_wait 10
+  fail "$1" "the guest did not say '$2'; exit code $vm_code after $vm_seconds s"
+  vm_details
+  return 1
+}
+# refused NAME CODE TEXT ARGUMENTS...: Postern ends with this exit code and at most three lines, one with the cause
+refused() {
+  local name=$1 code=$2 text=$3 got
+  shift 3
+  timeout 60 "$POSTERN" run --console off "$@" > refused.out 2>&1 < /dev/null
+  got=$?
+  if [ "$got" = "$code" ] && grep -qi -- "$text" refused.out && [ "$(wc -l < refused.out)" -le 3 ]; then
+    pass "$name"
+  else
+    fail "$name" "exit code $got (must be $code), or the cause is not told"
+    detail refused.out
+  fi
+}
 
 # guest_results PREFIX: turns the guest's own "RIG PASS ..." lines into cases
 guest_results() {
@@ -116,6 +153,79 @@ guest_results() {
   done < <(tr -d '\r' < "$vm_console" | grep -aoE 'RIG (PASS|FAIL) .*')
   guest_said "RIG END" || fail "$1: the guest's test" "did not come to its end"
   [ "$count" -gt 0 ] || fail "$1: the guest's test" "reported nothing"
+}
+
+# -- devices of the host
+
+bdf_of_class() { # CLASS [VENDOR]: the first PCI device of this class
+  local device
+  for device in /sys/bus/pci/devices/*; do
+    [[ $(cat "$device/class") == "$1" && $(cat "$device/vendor") == "${2:-0x}"* ]] && { basename "$device"; return; }
+  done
+}
+driver_of() { basename "$(readlink "/sys/bus/pci/devices/$1/driver")"; }
+block_of() { # BDF: the name of its disk
+  local disk
+  for disk in /sys/block/*; do
+    [[ $(readlink -f "$disk") != */"$1"/* ]] || { basename "$disk"; return; }
+  done
+}
+has_disk() { [ -b "/dev/$(block_of "$1")" ]; }
+interface_of() { # MAC
+  local folder
+  for folder in /sys/class/net/*; do
+    [[ $(cat "$folder/address") != "$1" ]] || { basename "$folder"; return; }
+  done
+}
+
+declare -A host_driver # BDF: the driver it has while it is the host's
+bind_devices() { # CASE BDF...: to VFIO
+  local name=$1 device
+  shift
+  for device in "$@"; do host_driver[$device]=$(driver_of "$device"); done
+  "$POSTERN" bind "$@" > bind.log 2>&1
+  expect "$name: bind" "$?: $(for device in "$@"; do driver_of "$device"; done | sort -u)" "0: vfio-pci"
+  detail bind.log
+}
+unbind_devices() { # CASE BDF...: back to the host
+  local name=$1 device
+  shift
+  "$POSTERN" unbind "$@" > bind.log 2>&1
+  expect "$name: unbind" $? 0
+  detail bind.log
+  for device in "$@"; do
+    expect "$name: the host's driver again, of $device" "$(driver_of "$device")" "${host_driver[$device]}"
+  done
+}
+
+figures() { /usr/bin/python3 "$ROOT/tests/integration/rig/figures.py" "$@"; }
+# facts [METRICS]: what the log is to say of the current guest and the devices given to it (by bind_devices)
+facts() {
+  local device
+  echo "#   host: Linux $(uname -r)"
+  for device in "${!host_driver[@]}"; do
+    [ "$(driver_of "$device")" = "${host_driver[$device]}" ] && continue
+    echo "#   host: $device $(cat "/sys/bus/pci/devices/$device/vendor"):$(cat "/sys/bus/pci/devices/$device/device")," \
+      "driver ${host_driver[$device]}, now $(driver_of "$device")"
+  done
+  tr -d '\r' < "$vm_console" | grep -aoE 'RIG (DEVICE|INTERRUPTS) .*' | sed 's/^RIG DEVICE/#   guest:/; s/^RIG INTERRUPTS/#   guest: interrupts/'
+  [ -z "${1:-}" ] || figures show "$1"
+}
+
+# guest_wrote NAME: the checksum the guest reported of what it wrote
+guest_wrote() { tr -d '\r' < "$vm_console" | grep -ao "RIG WROTE $1 [0-9a-f]*" | cut -d' ' -f4; }
+# nic_peer CASE ADDRESS PORT: the host's end of the guest's nic_traffic, until nic_peers_end
+nic_peer() {
+  job "$1: tcp: guest to host, the host's end" "$AGENT" recv "tcp:$2:$(($3 + 1))"
+  job "$1: tcp: both ways, the host's end" "$AGENT" echo "tcp:$2:$(($3 + 3))"
+  "$AGENT" udp-echo "$(($3 + 6))" &
+  nic_echoes+=($!)
+}
+nic_echoes=()
+nic_peers_end() {
+  jobs_end
+  kill "${nic_echoes[@]}" 2> /dev/null
+  nic_echoes=()
 }
 
 # tap_new NAME ADDRESS/BITS

@@ -17,14 +17,6 @@ NVME_MIB=32
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
-bdf_of_class() { # CLASS [VENDOR]: the first PCI device of this class
-  local device
-  for device in /sys/bus/pci/devices/*; do
-    [[ $(cat "$device/class") == "$1" && $(cat "$device/vendor") == "${2:-0x}"* ]] && { basename "$device"; return; }
-  done
-}
-driver_of() { basename "$(readlink "/sys/bus/pci/devices/$1/driver")" 2> /dev/null; }
-
 nvme=$(bdf_of_class 0x010802)
 [ -n "$nvme" ] || { fail "$TEST" "the emulated host has no NVMe disk"; finish; }
 
@@ -34,60 +26,38 @@ guest_with_nvme() { # NAME KERNEL [ARGUMENTS-FOR-POSTERN...]
   shift 2
   use_kernel "$kernel"
   sum=$(md5sum < /dev/nvme0n1 | cut -c1-32)
-  "$POSTERN" bind "$nvme" > bind.log 2>&1
-  expect "$name: bind" "$?: $(driver_of "$nvme")" "0: vfio-pci"
-  detail bind.log
+  bind_devices "$name" "$nvme"
   vm_start "$name" --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --device "host=$nvme" --metrics metrics.json \
     --cmdline "$BASE $QUICK rig.test=nvme rig.sum=$sum rig.half=$half" "$@"
   vm_ends "$name: poweroff" 0
   guest_results "$name"
-  grep -ao 'RIG INTERRUPTS.*' "$vm_console" | sed 's/^/#   /'
+  facts metrics.json
   # Registers are mapped pages: not one access came to Postern, and no interrupt passed through a thread of it.
-  expect "$name: accesses to the disk's registers that Postern saw, its errors and losses" "$(/usr/bin/python3 - metrics.json << 'END'
-import json, sys
-device = json.loads(open(sys.argv[1], encoding="ascii").read().splitlines()[-1])["devices"]["device0"]
-seen = sum(value for key, value in device.items() if key.startswith("vfio_bar") and key.endswith(("_reads", "_writes")))
-print(seen, device["msix_triggers"], device["vfio_device_errors"], device["vfio_losses"], device["vfio_interrupt_errors"])
-END
-)" "0 0 0 0 0"
+  expect "$name: accesses to the disk's registers that Postern saw, its errors and losses" \
+    "$(figures get metrics.json devices.device0.vfio_bar\?_reads devices.device0.vfio_bar\?_writes devices.device0.msix_triggers \
+      devices.device0.vfio_device_errors devices.device0.vfio_losses devices.device0.vfio_interrupt_errors)" "0 0 0 0 0 0"
   rm -f metrics.json
-  "$POSTERN" unbind "$nvme" > bind.log 2>&1
-  expect "$name: unbind" "$?: $(driver_of "$nvme")" "0: nvme"
-  detail bind.log
-  within 10 test -b /dev/nvme0n1 || fail "$name: the host has its disk again" "no /dev/nvme0n1"
+  unbind_devices "$name" "$nvme"
+  within 10 has_disk "$nvme" || fail "$name: the host has its disk again" "no block device"
   expect "$name: what the guest wrote, from the host's side" \
-    "$(dd if=/dev/nvme0n1 bs=1M skip=$half status=none | md5sum | cut -c1-32)" \
-    "$(tr -d '\r' < "$vm_console" | grep -ao 'RIG WROTE [0-9a-f]*' | cut -d' ' -f3)"
-}
-
-interface_of() { # MAC
-  local folder
-  for folder in /sys/class/net/*; do
-    [[ $(cat "$folder/address") != "$1" ]] || { basename "$folder"; return; }
-  done
+    "$(dd if=/dev/nvme0n1 bs=1M skip=$half status=none | md5sum | cut -c1-32)" "$(guest_wrote nvme)"
 }
 
 guest_with_nic() { # NAME KERNEL IntMode KIND-IN-/proc/interrupts [ARGUMENTS-FOR-POSTERN...]
-  local name=$1 kernel=$2 mode=$3 kind=$4 echo_pid
+  local name=$1 kernel=$2 mode=$3 kind=$4
   wanted "$name" || return
   shift 4
   use_kernel "$kernel"
-  "$POSTERN" bind "$nic" > bind.log 2>&1
-  expect "$name: bind" "$?: $(driver_of "$nic")" "0: vfio-pci"
-  detail bind.log
-  job "$name: tcp: guest to host, the host's end" "$AGENT" recv tcp:10.78.0.1:7101
-  job "$name: tcp: both ways, the host's end" "$AGENT" echo tcp:10.78.0.1:7103
-  "$AGENT" udp-echo 7106 &
-  echo_pid=$!
-  vm_start "$name" --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --device "host=$nic" \
+  bind_devices "$name" "$nic"
+  nic_peer "$name" 10.78.0.1 7100
+  vm_start "$name" --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --device "host=$nic" --metrics metrics.json \
     --cmdline "$BASE $QUICK rig.test=nic rig.mac=$NIC_MAC rig.e1000e=IntMode=$mode rig.interrupts=$kind" "$@"
   vm_ends "$name: poweroff" 0
-  jobs_end
-  kill "$echo_pid" 2> /dev/null
+  nic_peers_end
   guest_results "$name"
-  "$POSTERN" unbind "$nic" > bind.log 2>&1
-  expect "$name: unbind" "$?: $(driver_of "$nic")" "0: e1000e"
-  detail bind.log
+  facts metrics.json
+  rm -f metrics.json
+  unbind_devices "$name" "$nic"
 }
 
 nic=$(bdf_of_class 0x020000 0x8086)
@@ -101,24 +71,13 @@ guest_with_nvme "6.1, nvme, 2 CPUs" 6.1 --cpus 2
 guest_with_nic "6.12, e1000e, MSI-X" 6.12 2 PCI-MSIX
 guest_with_nic "6.1, e1000e, INTx" 6.1 0 IO-APIC
 
-# wait_for CASE TEXT: the guest says it
-wait_for() {
-  within "$VM_LIMIT" said_or_gone "$2"
-  guest_said "$2" && return
-  process_gone "$vm_pid" || kill -9 "$vm_pid" 2> /dev/null
-  vm_wait 10
-  fail "$1" "the guest did not say '$2'; exit code $vm_code after $vm_seconds s"
-  vm_details
-  return 1
-}
-
 # The disk comes and goes under reads; at last the host takes it back by force while the guest uses it.
 comes_and_goes() { # NAME ROUNDS
   local name=$1 rounds=$2 round sum unbinder control=$WORK/ctl.sock
   use_kernel 6.12
   sum=$(md5sum < /dev/nvme0n1 | cut -c1-32)
-  "$POSTERN" bind "$nvme" > bind.log 2>&1
-  vm_start "$name" --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --hotplug-ports 1 --control "$control" \
+  bind_devices "$name" "$nvme"
+  vm_start "$name" --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --metrics metrics.json --hotplug-ports 1 --control "$control" \
     --cmdline "$BASE $QUICK rig.test=nvme-hotplug rig.rounds=$((rounds + 1))"
   wait_for "$name" "RIG READY" || return
   for round in $(seq 1 "$rounds"); do
@@ -137,12 +96,14 @@ comes_and_goes() { # NAME ROUNDS
   "$POSTERN" ctl "$control" add-device "device,host=$nvme,id=nvme" > ctl.out 2>&1
   wait_for "$name: the last round" "RIG FOUND $((rounds + 1)) $sum" || return
   # The kernel waits until Postern has let go.
+  facts
   (echo "$nvme" > /sys/bus/pci/drivers/vfio-pci/unbind) &
   unbinder=$!
   within 60 process_gone "$unbinder"
   expect "$name: the host takes the disk back while it is in use" "$? $(driver_of "$nvme")" "0 "
   vm_ends "$name: the guest goes on without it, to its poweroff" 0
   guest_results "$name"
+  figures show metrics.json
   "$POSTERN" unbind "$nvme" > bind.log 2>&1
   [ "$(driver_of "$nvme")" = nvme ] || { echo > "/sys/bus/pci/devices/$nvme/driver_override"; echo "$nvme" > /sys/bus/pci/drivers/nvme/bind; }
 }
@@ -151,40 +112,29 @@ comes_and_goes() { # NAME ROUNDS
 
 if wanted "kill -9"; then
   use_kernel 6.12
-  "$POSTERN" bind "$nvme" > bind.log 2>&1
+  bind_devices "kill -9" "$nvme"
   for round in 1 2; do
     vm_start "kill -9, $round" --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --device "host=$nvme" \
       --cmdline "$BASE $QUICK rig.test=nvme-hotplug rig.rounds=1"
     wait_for "kill -9: a guest on the disk, $round" "RIG FOUND 1" && pass "kill -9: a guest on the disk, $round"
+    facts
     kill -9 "$vm_pid"
     vm_wait 10
   done
-  "$POSTERN" unbind "$nvme" > bind.log 2>&1
-  expect "kill -9: the host has the disk at once" "$(driver_of "$nvme")" nvme
+  unbind_devices "kill -9" "$nvme"
 fi
 
 if wanted "bad input"; then
   use_kernel 6.12
-  refused() { # NAME CODE TEXT ARGUMENTS...: exit code and a word of the cause
-    local name=$1 code=$2 text=$3 got
-    shift 3
-    timeout 60 "$POSTERN" run --kernel "$KERNEL" --initrd "$INITRD" --memory 256M --console off "$@" > refused.out 2>&1 < /dev/null
-    got=$?
-    if [ "$got" = "$code" ] && grep -qi -- "$text" refused.out && [ "$(wc -l < refused.out)" -le 3 ]; then
-      pass "bad input: $name"
-    else
-      fail "bad input: $name" "exit code $got (must be $code), or the cause is not told"
-      detail refused.out
-    fi
-  }
-  refused "not bound to a VFIO driver" 1 "postern bind" --device "host=$nvme"
-  refused "no such device" 2 "0000:7f:00.0" --device host=0000:7f:00.0
-  refused "a path that is no device" 2 "/etc" --device path=/etc
-  refused "a descriptor of another kind" 2 "descriptor\|fd" --device fd=0
-  refused "no socket" 1 "nowhere.sock" --device socket=nowhere.sock
-  refused "the same device twice" 2 "twice" --device "host=$nvme" --device "host=$nvme"
+  guest=(--kernel "$KERNEL" --initrd "$INITRD" --memory 256M)
+  refused "bad input: not bound to a VFIO driver" 1 "postern bind" "${guest[@]}" --device "host=$nvme"
+  refused "bad input: no such device" 2 "0000:7f:00.0" "${guest[@]}" --device host=0000:7f:00.0
+  refused "bad input: a path that is no device" 2 "/etc" "${guest[@]}" --device path=/etc
+  refused "bad input: a descriptor of another kind" 2 "descriptor\|fd" "${guest[@]}" --device fd=0
+  refused "bad input: no socket" 1 "nowhere.sock" "${guest[@]}" --device socket=nowhere.sock
+  refused "bad input: the same device twice" 2 "twice" "${guest[@]}" --device "host=$nvme" --device "host=$nvme"
   "$POSTERN" bind "$nvme" > bind.log 2>&1
-  refused "an iommufd this kernel has not" 1 "iommu" --device "host=$nvme,iommufd=on"
+  refused "bad input: an iommufd this kernel has not" 1 "iommu" "${guest[@]}" --device "host=$nvme,iommufd=on"
   "$POSTERN" unbind "$nvme" > bind.log 2>&1
 fi
 

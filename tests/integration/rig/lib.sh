@@ -29,7 +29,7 @@ enter_rig() {
     }
   done
   if declare -F rig_prepare > /dev/null; then rig_prepare || { fail "$TEST" "its files cannot be made"; finish; }; fi
-  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-1500}" "${RIG_ARGUMENTS[@]}" --env "POSTERN=$(realpath "$POSTERN")" \
+  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-$((1500 + ${POSTERN_LONG:+1500 +} 0))}" "${RIG_ARGUMENTS[@]}" --env "POSTERN=$(realpath "$POSTERN")" \
     --env "GUESTS=$GUESTS" --env "RIG_ONLY=${RIG_ONLY:-}" --env RIG_VM_LIMIT --env POSTERN_LONG \
     ${RIG_KEEP:+--env "RIG_KEEP=$(realpath "$RIG_KEEP")" --out "$RIG_KEEP"} -- bash "$(realpath "$0")"
   code=$?

@@ -48,6 +48,13 @@ void FakeIommuKernel::SetViable(unsigned number, bool viable) {
   groups_[number].viable = viable;
 }
 
+void FakeIommuKernel::TakeAway(unsigned number) {
+  const MutexLock lock(mutex_);
+  Group& group = groups_[number];
+  group.gone = true;
+  if (group.container != 0) Leave(number, group);
+}
+
 void FakeIommuKernel::Fail(unsigned long request, int error, unsigned after) {
   const MutexLock lock(mutex_);
   failing_.emplace(request, Failing{error, after});

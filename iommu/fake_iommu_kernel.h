@@ -65,6 +65,8 @@ class FakeIommuKernel : public KernelCalls {
 
   void AddGroup(unsigned number, const FakeHardware& hardware);
   void SetViable(unsigned number, bool viable);
+  // The host took its last device away: the group leaves its container by itself.
+  void TakeAway(unsigned number);
   // One call of `request` fails, after `after` that do not.
   void Fail(unsigned long request, int error, unsigned after = 0);
   void FailOpen(const std::string& path, int error);
@@ -133,6 +135,7 @@ class FakeIommuKernel : public KernelCalls {
   struct Group {
     FakeHardware hardware;
     bool viable = true;
+    bool gone = false;
     FileId file = 0;
     FileId container = 0;
   };

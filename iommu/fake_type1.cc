@@ -97,6 +97,7 @@ FakeIommuKernel::Answer FakeIommuKernel::GroupIoctl(unsigned number, unsigned lo
     case VFIO_GROUP_GET_STATUS: {
       auto status = Load<vfio_group_status>(Pointer(argument));
       if (status.argsz < sizeof(status)) return EINVAL;
+      if (group.gone) return ENODEV;
       status.flags = (group.viable ? VFIO_GROUP_FLAGS_VIABLE : 0U) |
                      (group.container != 0 ? VFIO_GROUP_FLAGS_CONTAINER_SET : 0U);
       std::memcpy(Pointer(argument), &status, sizeof(status));

@@ -105,12 +105,23 @@ void Type1Container::Detach(int group) {
 void Type1Container::Leave(int group) {
   const Result<int> unset =
       calls_.Ioctl(group, VFIO_GROUP_UNSET_CONTAINER, "VFIO_GROUP_UNSET_CONTAINER");
-  if (!unset) {
+  if (!unset && !HasLeft(unset.error(), group)) {
     LOG_ERROR("iommu", "group leaves its container: {}", Describe(unset.error()));
     // The domain stays until the group is closed; its devices are to reach nothing by then.
     if (groups_.size() == 1) UnmapAllInKernel();
   }
   groups_.erase(std::remove(groups_.begin(), groups_.end(), group), groups_.end());
+}
+
+// Linux takes a group out by itself when its last device goes (drivers/vfio/group.c,
+// vfio_device_remove_group): there is nothing to leave, and no domain either.
+bool Type1Container::HasLeft(const Error& error, int group) {
+  if (!Is(error, EINVAL)) return false;
+  vfio_group_status status{.argsz = sizeof(status), .flags = 0};
+  const Result<int> asked =
+      calls_.Ioctl(group, VFIO_GROUP_GET_STATUS, &status, "VFIO_GROUP_GET_STATUS");
+  if (!asked) return Is(asked.error(), ENODEV);
+  return (status.flags & VFIO_GROUP_FLAGS_CONTAINER_SET) == 0;
 }
 
 void Type1Container::UnmapAllInKernel() {

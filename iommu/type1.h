@@ -98,6 +98,8 @@ class Type1Container final : public AddressSpace {
   [[nodiscard]] Result<void> UnmapInKernel(Iova at, std::uint64_t length) REQUIRES(mutex_);
   void UnmapAllInKernel() REQUIRES(mutex_);
   void Leave(int group) REQUIRES(mutex_);
+  // Whether leaving failed because the group is in no container any more.
+  [[nodiscard]] bool HasLeft(const Error& error, int group);
 
   KernelCalls& calls_;
   const Fd container_;

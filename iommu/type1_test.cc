@@ -252,6 +252,22 @@ TEST_CASE("type1: plug, unplug, plug: all is mapped again (regression cloud-hype
   REQUIRE(world.container->Unmap(Iova(0), 0x4000).has_value());
 }
 
+TEST_CASE("type1: regression: a group the host took away has left its container by itself") {
+  World world;
+  REQUIRE(world.container->Attach(world.group.get()).has_value());
+  REQUIRE(world.container->Map(Iova(0), world.Ram(0, 0x4000), Access::kReadWrite).has_value());
+  world.kernel.TakeAway(26);
+  (void)world.kernel.TakeLog();
+  world.container->Detach(world.group.get());
+  CHECK(world.kernel.TakeLog() ==
+        Lines{"VFIO_GROUP_UNSET_CONTAINER = EINVAL", "VFIO_GROUP_GET_STATUS = ENODEV"});
+  CHECK(world.container->groups() == 0);
+  world.group = world.OpenGroup(27, {});
+  REQUIRE(world.container->Attach(world.group.get()).has_value());
+  CHECK(world.kernel.MappingsOfGroup(27).size() == 1);
+  REQUIRE(world.container->Unmap(Iova(0), 0x4000).has_value());
+}
+
 TEST_CASE("type1: a first attachment that fails half way leaves the container as it was") {
   World world;
   REQUIRE(world.container->Map(Iova(0), world.Ram(0, 0x4000), Access::kReadWrite).has_value());

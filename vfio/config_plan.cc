@@ -283,6 +283,11 @@ ConfigPlan Planner::Make() {
   for (const Capability& capability : found.extended) Extended(capability);
   LinkConventional(found.conventional);
   LinkExtended(found.extended);
+  // What the device does not have is never asked of it.
+  for (std::uint64_t i = info_.regions[kConfigRegion].size; i < config_.size(); ++i) {
+    plan_.emulated[i] = kAll;
+    plan_.forwarded[i] = 0;
+  }
   return std::move(plan_);
 }
 

@@ -58,8 +58,8 @@ struct ConfigPlan {
   unsigned refused = 0;           // capabilities refused: they contradict themselves or others
 };
 
-// `config`: 256 or 4096 bytes (kInvalidArgument). kNotFound: the device answers all ones.
-// kUnsupported: not a type 0 header (a bridge).
+// `config`: 256 or 4096 bytes (kInvalidArgument), those beyond the device's own being 0. kNotFound:
+// the device answers all ones. kUnsupported: not a type 0 header (a bridge).
 [[nodiscard]] Result<ConfigPlan> PlanConfig(std::span<const std::uint8_t> config,
                                             const DeviceInfo& info, const BarShapes& shapes);
 

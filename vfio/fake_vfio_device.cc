@@ -171,7 +171,7 @@ int FakeVfioKernel::IrqInfoOf(const FakeVfioDevice& device, void* argument) cons
 int FakeVfioKernel::SetIntxMask(FakeVfioDevice& device, std::uint32_t flags, int event) const {
   if (!device.irqs[kIntxIrq].enabled) return EINVAL;
   if ((flags & VFIO_IRQ_SET_DATA_EVENTFD) != 0) {
-    if ((flags & VFIO_IRQ_SET_ACTION_MASK) != 0) return ENOTTY;
+    if ((flags & VFIO_IRQ_SET_ACTION_MASK) != 0 || !device.takes_intx_unmask) return ENOTTY;
     device.intx_unmask = event;
   } else {
     device.intx_masked = (flags & VFIO_IRQ_SET_ACTION_MASK) != 0;

@@ -116,9 +116,13 @@ FakeVfioDevice& FakeVfioKernel::AddMediated(const std::string& uuid, unsigned gr
   FakeVfioDevice& device = Add(uuid, group, "mdev", "mtty", {});
   MakeNoiommu(group);  // the name of every group the kernel makes up
   // As the kernel's sample mtty has it: an odd size, and no answer for what it lacks.
+  device.flags = VFIO_DEVICE_FLAGS_PCI;
+  device.takes_intx_unmask = false;
   device.regions[kConfigRegion].size = 0xff;
   device.regions[0] = {.size = 8, .flags = kReadWrite, .bytes = std::vector<std::byte>(8)};
-  device.irqs[kIntxIrq] = {.count = 1, .flags = VFIO_IRQ_INFO_EVENTFD};
+  device.irqs[kIntxIrq] = {
+      .count = 1,
+      .flags = VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED};
   device.irqs[kMsiIrq] = {.count = 1, .flags = VFIO_IRQ_INFO_EVENTFD};
   return device;
 }

@@ -68,6 +68,7 @@ struct FakeVfioDevice {
   std::size_t transfer = 4096;  // bytes one read or write carries at most
   bool intx_masked = false;
   int intx_unmask = -1;
+  bool takes_intx_unmask = true;  // an eventfd that unmasks INTx
   unsigned resets = 0;
   unsigned reads = 0;  // pread calls
 };

@@ -31,11 +31,18 @@ void VfioFunction::Signal::OnEvent(int /*fd*/, std::uint32_t /*events*/) {
   if (event_.Consume() != 0) function_();
 }
 
+void VfioFunction::EndOfIntx::OnEvent(int /*fd*/, std::uint32_t /*events*/) {
+  const MutexLock hold(owner_.lock());
+  owner_.interrupts_->UnmaskIntx();
+}
+
 VfioFunction::~VfioFunction() {
   loop_.RunSync([this] {
     for (const auto* signal : {&error_signal_, &request_signal_, &loss_signal_}) {
       if (*signal != nullptr) loop_.Unwatch((*signal)->event().fd());
     }
+    if (interrupts_ == nullptr) return;
+    if (const EventFd* unmask = interrupts_->unmask_by_hand()) loop_.Unwatch(unmask->fd());
   });
   const MutexLock hold(lock());
   if (interrupts_ != nullptr) interrupts_.reset();
@@ -69,8 +76,10 @@ void VfioFunction::OnConfigRead(std::uint32_t offset, std::span<std::byte> data)
   if (std::ranges::all_of(emulated, [](std::uint8_t mask) { return mask == 0xff; })) return;
   std::array<std::byte, 8> device{};
   // Dwords: what registers of config space are made of.
-  for (std::size_t done = 0; done < data.size(); done += 4) {
-    const auto part = std::span(device).subspan(done, std::min<std::size_t>(data.size() - done, 4));
+  const std::uint64_t size = device_->info().regions[kConfigRegion].size;
+  for (std::size_t done = 0; done < data.size() && offset + done < size; done += 4) {
+    const std::size_t width = std::min<std::uint64_t>(data.size() - done, size - offset - done);
+    const auto part = std::span(device).subspan(done, std::min<std::size_t>(width, 4));
     Result<void> read = ReadDevice(offset + static_cast<std::uint32_t>(done), part);
     if (read) continue;
     Note(read.error(), "read config space");

@@ -107,6 +107,16 @@ class VfioFunction final : public pci::PciFunction, private RegionOwner {
     std::function<void()> function_;
   };
 
+  // The guest's end of a wired interrupt, where the device cannot be told by the kernel.
+  class EndOfIntx final : public EventHandler {
+   public:
+    explicit EndOfIntx(VfioFunction& owner) : owner_(owner) {}
+    void OnEvent(int fd, std::uint32_t events) override;
+
+   private:
+    VfioFunction& owner_;
+  };
+
   VfioFunction(Parts parts, const bus::Platform& platform, EventLoop& loop, Options options,
                std::function<void()> on_request);
 
@@ -172,6 +182,7 @@ class VfioFunction final : public pci::PciFunction, private RegionOwner {
   std::vector<std::unique_ptr<RegionMapping>> mappings_;
   Mmap rom_;
   std::unique_ptr<Interrupts> interrupts_;
+  EndOfIntx end_of_intx_{*this};
   std::unique_ptr<Signal> error_signal_, request_signal_, loss_signal_;
 
   // After device_: its address space is left before the device is closed.

@@ -394,6 +394,47 @@ TEST_CASE("intx: raised by the device, unmasked by the guest's end of interrupt 
   CHECK(!guest.bridge.platform.interrupts.Line(kGsi).exists);
 }
 
+TEST_CASE("intx: regression mtty: a device that takes no unmask event is unmasked by hand") {
+  TestGuest guest(MakeDevice([](FakeHostDevice& d) {
+                    d.AddIntx();
+                    d.AddMsix(2);
+                    d.fail = [](const Call& call) {
+                      return call.op == Op::kUnmaskEvent ? ENOTTY : 0;
+                    };
+                  }),
+                  {.intx_gsi = kGsi});
+  CHECK(guest.Config<std::uint8_t>(pci::kInterruptPin) == 1);
+  auto& source = guest.bridge.platform.interrupts;
+  for (std::uint64_t i = 1; i <= 3; ++i) {
+    CHECK(guest.device->Fire(kIntxIrq));
+    CHECK(source.Line(kGsi).pulses == i);
+    CHECK(guest.device->intx_masked());
+    source.EndOfInterrupt(kGsi);
+    guest.loop->RunOnce(0);
+    CHECK(!guest.device->intx_masked());
+    CHECK(guest.Counter("vfio_intx_unmasks") == i);
+  }
+  // An end of interrupt that comes late, after another kind took over, unmasks nothing.
+  CHECK(guest.device->Fire(kIntxIrq));
+  source.EndOfInterrupt(kGsi);
+  guest.MsixControl(true);
+  CHECK(guest.device->enabled() == kMsixIrq);
+  guest.loop->RunOnce(0);
+  CHECK(guest.Counter("vfio_intx_unmasks") == 3);
+  // Back again, and through a reset.
+  guest.MsixControl(false);
+  {
+    const MutexLock lock(guest.function->lock());
+    guest.function->Reset();
+  }
+  CHECK(guest.device->Fire(kIntxIrq));
+  source.EndOfInterrupt(kGsi);
+  guest.loop->RunOnce(0);
+  CHECK(!guest.device->intx_masked());
+  CHECK(guest.Counter("vfio_intx_unmasks") == 4);
+  CHECK(guest.Counter("vfio_interrupt_errors") == 0);
+}
+
 TEST_CASE("intx: without a wire, a pin or leave the guest is told of none") {
   const auto has = [](std::unique_ptr<FakeHostDevice> device, VfioFunction::Options options) {
     TestGuest guest(std::move(device), std::move(options));

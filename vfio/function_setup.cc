@@ -22,12 +22,14 @@ constexpr std::size_t kChunk = 256;
 
 Result<std::vector<std::uint8_t>> ReadConfigSpace(HostDevice& device) {
   const std::uint64_t size = device.info().regions[kConfigRegion].size;
-  if (size < pci::kConventionalEnd) return Err(Errc::kUnsupported, "config space below 256 bytes");
+  if (size < pci::kHeaderEnd) return Err(Errc::kUnsupported, "config space below 64 bytes");
   std::vector<std::uint8_t> config(size < pci::kConfigEnd ? pci::kConventionalEnd
                                                           : pci::kConfigEnd);
-  for (std::size_t at = 0; at < config.size(); at += kChunk) {
-    TRY(device.ReadRegion(kConfigRegion, at,
-                          std::as_writable_bytes(std::span(config).subspan(at, kChunk))));
+  // The kernel's sample devices have 255 bytes: the rest is 0.
+  const std::size_t there = std::min<std::uint64_t>(size, config.size());
+  for (std::size_t at = 0; at < there; at += kChunk) {
+    const std::span part = std::span(config).subspan(at, std::min(kChunk, there - at));
+    TRY(device.ReadRegion(kConfigRegion, at, std::as_writable_bytes(part)));
   }
   return config;
 }
@@ -264,6 +266,11 @@ Result<void> VfioFunction::ReadRom(std::span<std::byte> to) {
 
 Result<void> VfioFunction::WatchSignals() {
   TRY(Watch(loss_signal_, kIrqCount, [this] { OnLost(); }));
+  if (const EventFd* unmask = interrupts_->unmask_by_hand()) {
+    Result<void> watched;
+    loop_.RunSync([&] { watched = loop_.Watch(unmask->fd(), EPOLLIN, end_of_intx_); });
+    TRY(watched);
+  }
   if (HasEvent(*device_, kErrorIrq)) {
     TRY(Watch(error_signal_, kErrorIrq, [this] {
       const MutexLock hold(lock());

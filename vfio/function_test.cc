@@ -45,6 +45,26 @@ TEST_CASE("function: identity is answered without asking the device, the rest wi
   CHECK(guest.Counter("vfio_config_reads") > 5);
 }
 
+TEST_CASE("function: regression mtty: a config space of 255 bytes is one, and reads 0 beyond") {
+  for (const std::uint32_t size : {64U, 65U, 255U, 257U, 4095U}) {
+    CAPTURE(size);
+    TestGuest guest(MakeDevice([size](FakeHostDevice& d) {
+      d.device.regions[kConfigRegion].size = size;
+      d.config[pci::kCapabilitiesPointer] = 0;
+      d.Put<std::uint32_t>(0xfc, 0x04030201);
+    }));
+    const std::uint32_t there = size < 0x100 ? size - 0xfc : 4;
+    const std::uint32_t wanted = size < 0xfc ? 0 : 0x04030201 & (0xffffffff >> (32 - 8 * there));
+    CHECK(guest.Config<std::uint32_t>(0xfc) == wanted);
+    CHECK(guest.Config<std::uint64_t>(0xf8) == std::uint64_t{wanted} << 32);
+    CHECK(guest.Config<std::uint8_t>(0xff) == wanted >> 24);
+    guest.Config<std::uint32_t>(0xfc, 0x14131211);
+    CHECK(guest.device->Get<std::uint8_t>(0xff) == (size < 0x100 ? 0x04 : 0x14));
+    CHECK(guest.Config<std::uint32_t>(0x100) == 0);
+    CHECK(guest.Counter("vfio_device_errors") == 0);
+  }
+}
+
 TEST_CASE("function: status error bits are cleared in the device; the list bit is ours") {
   TestGuest guest(MakeDevice());
   guest.device->Put<std::uint16_t>(pci::kStatus, 0xf908);
@@ -574,8 +594,8 @@ TEST_CASE("function: a device that cannot be one is refused with the reason") {
   CHECK(ones.kind == Failure::Kind::kHost);
   CHECK(ones.cause.find("all ones") != std::string::npos);
   CHECK(failure([](FakeHostDevice& d) {
-          d.device.regions[kConfigRegion].size = 255;
-        }).cause.find("256") != std::string::npos);
+          d.device.regions[kConfigRegion].size = 63;
+        }).cause.find("64") != std::string::npos);
   CHECK(failure([](FakeHostDevice& d) {
           d.fail = [](const Call& call) { return call.op == Op::kRead ? EIO : 0; };
         }).cause.find("config space") != std::string::npos);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <utility>
 
 #include "src/base/log.h"
@@ -168,11 +169,33 @@ Result<void> Interrupts::EnterMsi() {
 // The kernel takes a mask or an unmask eventfd of INTx only while INTx is enabled, so that comes
 // first; an interrupt before the unmask eventfd is attached masks itself, and the end of interrupt
 // that unmasks it waits in the eventfd.
+Result<void> Interrupts::AttachUnmask() {
+  if (unmasking_ == Unmasking::kByHand) return {};
+  TRY(device_.MaskIntx(true));
+  Result<void> attached = device_.SetIntxUnmask(unmask_->fd());
+  const bool untold = !attached && attached.error().sys_errno == ENOTTY;
+  if (untold && unmasking_ == Unmasking::kUnknown) {
+    LOG_INFO("vfio", "{}: takes no eventfd to unmask INTx: each interrupt passes through Postern",
+             device_.info().name);
+    unmasking_ = Unmasking::kByHand;
+  } else {
+    TRY(attached);
+    unmasking_ = Unmasking::kByKernel;
+  }
+  return device_.MaskIntx(false);
+}
+
+void Interrupts::UnmaskIntx() {
+  if (unmask_->Consume() == 0 || kind_ != Kind::kIntx) return;
+  intx_unmasks_.Add();
+  (void)Good(device_.MaskIntx(false), "unmask INTx");
+}
+
 Result<void> Interrupts::EnterIntx() {
-  unmask_ = TRY(EventFd::Create());
+  if (!unmask_) unmask_ = TRY(EventFd::Create());
+  unmask_->Consume();
   Result<std::unique_ptr<bus::IrqLine>> line = source_.NewLine(*intx_gsi_, &*unmask_);
   if (!line) {
-    unmask_.reset();
     intx_gsi_.reset();
     return Unexpected(line.error());
   }
@@ -180,14 +203,11 @@ Result<void> Interrupts::EnterIntx() {
   const std::array<int, 1> event{line_->trigger().fd()};
   Result<void> done = Hand(kIntxIrq, 0, event);
   if (done) {
-    done = device_.MaskIntx(true);
-    if (done) done = device_.SetIntxUnmask(unmask_->fd());
-    if (done) done = device_.MaskIntx(false);
+    done = AttachUnmask();
     if (!done) (void)device_.DisableIrq(kIntxIrq);
   }
   if (!done) {
     line_.reset();
-    unmask_.reset();
     intx_gsi_.reset();
   }
   return done;
@@ -195,16 +215,17 @@ Result<void> Interrupts::EnterIntx() {
 
 void Interrupts::LeaveIntx() {
   (void)Good(device_.MaskIntx(true), "mask INTx");
-  (void)Good(device_.SetIntxUnmask(kNobody), "detach the INTx unmask event");
+  if (unmasking_ == Unmasking::kByKernel)
+    (void)Good(device_.SetIntxUnmask(kNobody), "detach the INTx unmask event");
   (void)Good(device_.DisableIrq(kIntxIrq), "disable INTx");
   line_.reset();
-  unmask_.reset();
 }
 
 void Interrupts::ReportCounters(CounterSink& sink) const {
   sink.Add("vfio_vectors_opened", vectors_opened_.Get());
   sink.Add("vfio_interrupt_switches", switches_.Get());
   sink.Add("vfio_interrupt_errors", errors_.Get());
+  sink.Add("vfio_intx_unmasks", intx_unmasks_.Get());
 }
 
 }  // namespace postern::vfio

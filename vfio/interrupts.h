@@ -13,6 +13,10 @@
 // kind is disabled: while masked, it collects. A device that enables MSI-X with every vector masked
 // gets no eventfd at all.
 //
+// INTx masks itself when it is raised. The kernel unmasks it at the guest's end of interrupt where
+// the device takes an eventfd for that; for one that does not (the kernel's mtty), the owner
+// watches unmask_by_hand() and calls UnmaskIntx().
+//
 // Errors: counted, logged, and told to `on_error`; the guest sees an interrupt that never comes.
 // Ownership: borrows all it is given; the tables outlive it. Threads: the function's lock. Source:
 // Linux Documentation/driver-api/vfio.rst and include/uapi/linux/vfio.h (VFIO_DEVICE_SET_IRQS).
@@ -56,9 +60,16 @@ class Interrupts {
   [[nodiscard]] Kind kind() const { return kind_; }
   // False after the wire was refused: the guest should not be told of a pin.
   [[nodiscard]] bool has_intx() const { return intx_gsi_.has_value(); }
+  // Known from the first Resume on, and the same for good; null where the kernel unmasks.
+  [[nodiscard]] const EventFd* unmask_by_hand() const {
+    return unmasking_ == Unmasking::kByHand ? &*unmask_ : nullptr;
+  }
+  // After a signal of it, which this takes.
+  void UnmaskIntx();
   void ReportCounters(CounterSink& sink) const;
 
  private:
+  enum class Unmasking : std::uint8_t { kUnknown, kByKernel, kByHand };
   // The vectors of one kind.
   class Vectors final : public pci::MsixObserver {
    public:
@@ -87,6 +98,7 @@ class Interrupts {
   [[nodiscard]] Result<void> EnterMsix();
   [[nodiscard]] Result<void> EnterMsi();
   [[nodiscard]] Result<void> EnterIntx();
+  [[nodiscard]] Result<void> AttachUnmask();
   void LeaveIntx();
   [[nodiscard]] Result<void> Hand(std::uint32_t irq, std::uint32_t start,
                                   std::span<const int> events);
@@ -102,10 +114,11 @@ class Interrupts {
   pci::MsiCapability* msi_capability_ = nullptr;
   Kind kind_ = Kind::kNone;
   bool suspended_ = true;
-  // The line borrows the eventfd.
+  Unmasking unmasking_ = Unmasking::kUnknown;
+  // Stays once it is made. The line borrows it.
   std::optional<EventFd> unmask_;
   std::unique_ptr<bus::IrqLine> line_;
-  Counter vectors_opened_, switches_, errors_;
+  Counter vectors_opened_, switches_, errors_, intx_unmasks_;
 };
 
 }  // namespace postern::vfio

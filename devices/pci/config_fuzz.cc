@@ -111,7 +111,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   ports.reserve(2);
   for (std::size_t i = 1; i < 3; ++i) {
     ports.push_back(
-        RootPort::Create("port", bridge.platform.interrupts, *loop, {.window64 = 0}).value());
+        RootPort::Create("port", bridge.platform.interrupts, *loop,
+                         {.window64 = 0, .window_io = i == 1 ? std::uint64_t{0x1000} : 0})
+            .value());
     CHECK(bridge.root->Add(*ports.back()).has_value());
     CHECK(ports.back()->Plug(*functions[i]).has_value());
   }

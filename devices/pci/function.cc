@@ -174,6 +174,12 @@ Result<void> PciFunction::TrapBarPages(std::size_t bar, std::size_t index, const
   return bars_[bar]->TrapPages(index, tile);
 }
 
+void PciFunction::NoteWithoutPorts() {
+  without_ports_.Add();
+  LOG_WARN("pci", "{} {}: no I/O ports are left for it: what needs them does not work",
+           ToString(bdf_), name_);
+}
+
 void PciFunction::BlockDecoding(bool blocked) {
   if (std::exchange(blocked_, blocked) != blocked) UpdateDecoding();
 }
@@ -314,6 +320,7 @@ void PciFunction::ReportCounters(CounterSink& sink) const {
   sink.Add("pci_config_refused", config_refused_.Get());
   sink.Add("pci_bar_maps", bar_maps_.Get());
   sink.Add("pci_bar_refusals", bar_refusals_.Get());
+  sink.Add("pci_without_ports", without_ports_.Get());
   if (msix_ != nullptr) msix_->ReportCounters(sink);
   if (msi_ != nullptr) msi_->ReportCounters(sink);
 }

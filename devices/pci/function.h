@@ -87,6 +87,8 @@ class PciFunction {
   // Before boot, as firmware would: the register after reset and now. `address` is aligned to the
   // BAR's size.
   void PlaceBar(std::size_t index, std::uint64_t address) REQUIRES(lock_);
+  // Before boot: the host bridge has no I/O ports left for one of its BARs or windows.
+  void NoteWithoutPorts() REQUIRES(lock_);
   void ReadConfig(std::uint32_t offset, std::span<std::byte> data) REQUIRES(lock_);
   void WriteConfig(std::uint32_t offset, std::span<const std::byte> data) REQUIRES(lock_);
 
@@ -178,7 +180,7 @@ class PciFunction {
   bool decoding_ = false;
   bool blocked_ = false;
   bool decode_refused_ = false;
-  Counter config_reads_, config_writes_, config_refused_, bar_maps_, bar_refusals_;
+  Counter config_reads_, config_writes_, config_refused_, bar_maps_, bar_refusals_, without_ports_;
 };
 
 }  // namespace postern::pci

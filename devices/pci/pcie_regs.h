@@ -15,6 +15,8 @@ constexpr std::uint8_t  kHeaderTypeBridge    = 0x01;
 constexpr std::uint32_t kPrimaryBus          = 0x18;
 constexpr std::uint32_t kSecondaryBus        = 0x19;
 constexpr std::uint32_t kSubordinateBus      = 0x1a;
+constexpr std::uint32_t kIoBase              = 0x1c;
+constexpr std::uint32_t kIoLimit             = 0x1d;
 constexpr std::uint32_t kSecondaryStatus     = 0x1e;
 constexpr std::uint32_t kMemoryBase          = 0x20;
 constexpr std::uint32_t kMemoryLimit         = 0x22;
@@ -28,6 +30,9 @@ constexpr std::uint32_t kBridgeControl       = 0x3e;
 constexpr std::uint16_t kWindowAddressBits   = 0xfff0;
 constexpr std::uint16_t kWindow64            = 0x0001;
 constexpr std::uint64_t kWindowGranule       = 1 << 20;
+// 3.2.5.6: bits 7:4 are address bits 15:12; the low four are 0: 16-bit addresses.
+constexpr std::uint8_t  kIoWindowAddressBits = 0xf0;
+constexpr std::uint64_t kIoWindowGranule     = 1 << 12;
 
 // 3.2.5.18
 struct BRIDGE_CONTROL : Bits<std::uint16_t> {

@@ -59,6 +59,8 @@ void Placement::AddWindows(RootPort& port) {
     requests_.push_back({nullptr, &port, 0, BarKind::kMem32, options.window32});
   if (options.window64 != 0 && windows_.memory64.size != 0)
     requests_.push_back({nullptr, &port, 0, BarKind::kMem64Prefetchable, options.window64});
+  if (options.window_io != 0)
+    requests_.push_back({nullptr, &port, 0, BarKind::kIo, options.window_io});
 }
 
 std::optional<std::uint64_t> Placement::Find(const Request& request) {
@@ -84,12 +86,20 @@ Result<void> Placement::Place() {
 }
 
 void Placement::Write() {
-  std::map<RootPort*, std::pair<Window, Window>> ports;
+  std::map<RootPort*, RootPort::Forwarded> ports;
   for (const Request& request : requests_) {
-    if (request.address == 0) continue;
+    if (request.address == 0) {
+      PciFunction& function = request.port != nullptr ? *request.port : *request.function;
+      const MutexLock lock(function.lock());
+      function.NoteWithoutPorts();
+      continue;
+    }
     if (request.port != nullptr) {
-      auto& [low, high] = ports[request.port];
-      (Is64Bit(request.kind) ? high : low) = {request.address, request.size};
+      RootPort::Forwarded& forwarded = ports[request.port];
+      Window& window = request.kind == BarKind::kIo ? forwarded.io
+                       : Is64Bit(request.kind)      ? forwarded.memory64
+                                                    : forwarded.memory32;
+      window = {request.address, request.size};
       continue;
     }
     const MutexLock lock(request.function->lock());
@@ -97,7 +107,7 @@ void Placement::Write() {
   }
   for (const auto& [port, windows] : ports) {
     const MutexLock lock(port->lock());
-    port->PlaceWindows(windows.first, windows.second);
+    port->PlaceWindows(windows);
   }
 }
 

@@ -27,7 +27,7 @@ class Placement {
   void AddBars(PciFunction& function);
   // A prefetchable window is left out where there is no place above 4 GiB at all.
   void AddWindows(RootPort& port);
-  // kExhausted, and nothing was written, when they do not fit.
+  // kExhausted, and nothing was written, when they do not fit; what wants ports may stay without.
   [[nodiscard]] Result<void> Place();
 
  private:

@@ -110,7 +110,8 @@ class PciRoot final : private bus::MmioHandler {
 
   // Gives every memory BAR of bus 0 whose register is 0 a place in the windows, largest first, at
   // least page aligned; 64-bit BARs above 4 GiB if there is a window, else and on lack of room
-  // below. I/O BARs likewise; those without room stay at 0, undecoded; ports get their windows.
+  // below. I/O BARs likewise; those without room stay at 0, undecoded, which is counted and logged;
+  // ports get their windows.
   // Enables nothing. kExhausted names no BAR: none was placed. Functions behind ports are placed by
   // the guest.
   [[nodiscard]] Result<void> AssignAddresses();

@@ -35,8 +35,8 @@ constexpr bool Touches(std::uint32_t offset, std::size_t width, std::uint32_t be
   return offset < end && offset + width > begin;
 }
 
-constexpr bool WindowSizeFits(std::uint64_t size, std::uint64_t limit) {
-  return size == 0 || (std::has_single_bit(size) && size >= kWindowGranule && size <= limit);
+constexpr bool WindowSizeFits(std::uint64_t size, std::uint64_t granule, std::uint64_t limit) {
+  return size == 0 || (std::has_single_bit(size) && size >= granule && size <= limit);
 }
 
 }  // namespace
@@ -48,8 +48,10 @@ Result<std::unique_ptr<RootPort>> RootPort::Create(std::string name,
   constexpr std::uint64_t kLargest32 = std::uint64_t{1} << 31;
   constexpr std::uint64_t kLargest64 = std::uint64_t{1} << 51;
   if (options.slot > kMaxSlotNumber) return Err(Errc::kInvalidArgument, "PCIe slot number");
-  if (!WindowSizeFits(options.window32, kLargest32) ||
-      !WindowSizeFits(options.window64, kLargest64)) {
+  constexpr std::uint64_t kLargestIo = std::uint64_t{1} << 15;
+  if (!WindowSizeFits(options.window32, kWindowGranule, kLargest32) ||
+      !WindowSizeFits(options.window64, kWindowGranule, kLargest64) ||
+      !WindowSizeFits(options.window_io, kIoWindowGranule, kLargestIo)) {
     return Err(Errc::kInvalidArgument, "root port window size");
   }
   std::unique_ptr<RootPort> port(new RootPort(std::move(name), loop, options));
@@ -80,10 +82,7 @@ Result<void> RootPort::Init(bus::InterruptSource& interrupts) {
   for (const std::uint32_t bus : {kPrimaryBus, kSecondaryBus, kSubordinateBus})
     space.Allow<std::uint8_t>(bus, 0xff);
   space.Allow<std::uint16_t>(kSecondaryStatus, 0, kStatusErrorBits);
-  for (const std::uint32_t at : {kMemoryBase, kMemoryLimit, kPrefetchableBase, kPrefetchableLimit})
-    space.Allow<std::uint16_t>(at, kWindowAddressBits);
-  space.Allow<std::uint32_t>(kPrefetchableBaseUpper, 0xffffffff);
-  space.Allow<std::uint32_t>(kPrefetchableLimitUpper, 0xffffffff);
+  AddWindowRegisters();
   BRIDGE_CONTROL control;
   control.Set<BRIDGE_CONTROL::SecondaryBusReset>(true);
   control.Set<BRIDGE_CONTROL::SerrEnable>(true);
@@ -91,11 +90,26 @@ Result<void> RootPort::Init(bus::InterruptSource& interrupts) {
   space.Allow<std::uint16_t>(kBridgeControl, control.raw);
   {
     const MutexLock guard(lock());
-    PlaceWindows({}, {});
+    PlaceWindows({});
   }
   return AddExpressCapability();
   // The analyzer loses the table on its way through Result.
 }  // NOLINT(clang-analyzer-cplusplus.NewDeleteLeaks)
+
+void RootPort::AddWindowRegisters() {
+  ConfigSpace& space = config();
+  for (const std::uint32_t at : {kMemoryBase, kMemoryLimit, kPrefetchableBase, kPrefetchableLimit})
+    space.Allow<std::uint16_t>(at, kWindowAddressBits);
+  space.Allow<std::uint32_t>(kPrefetchableBaseUpper, 0xffffffff);
+  space.Allow<std::uint32_t>(kPrefetchableLimitUpper, 0xffffffff);
+  // Bridge 1.2, 3.2.5.6: a bridge without an I/O window has read-only zeros here.
+  if (options_.window_io == 0) return;
+  space.Allow<std::uint8_t>(kIoBase, kIoWindowAddressBits);
+  space.Allow<std::uint8_t>(kIoLimit, kIoWindowAddressBits);
+  COMMAND decode;
+  decode.Set<COMMAND::IoSpace>(true);
+  space.AllowAlso<std::uint16_t>(kCommand, decode.raw);
+}
 
 Result<void> RootPort::AddExpressCapability() {
   ConfigSpace& space = config();
@@ -158,8 +172,11 @@ void RootPort::PlaceBus(std::uint8_t bus) {
   config().Set<std::uint8_t>(kSubordinateBus, bus);
 }
 
-void RootPort::PlaceWindows(const Window& low, const Window& high) {
+void RootPort::PlaceWindows(const Forwarded& windows) {
   ConfigSpace& space = config();
+  const Window& low = windows.memory32;
+  const Window& high = windows.memory64;
+  const Window& io = windows.io;
   // A base above its limit is a window that is off (Bridge 1.2, 3.2.5.8).
   const auto base = [](const Window& w) {
     return static_cast<std::uint16_t>(w.size == 0 ? kWindowAddressBits
@@ -176,6 +193,13 @@ void RootPort::PlaceWindows(const Window& low, const Window& high) {
   const std::uint64_t last = high.size == 0 ? 0 : high.base + (high.size - 1);
   space.Set<std::uint32_t>(kPrefetchableBaseUpper, static_cast<std::uint32_t>(high.base >> 32));
   space.Set<std::uint32_t>(kPrefetchableLimitUpper, static_cast<std::uint32_t>(last >> 32));
+  if (options_.window_io == 0) return;
+  const auto io_bits = [](std::uint64_t port) {
+    return static_cast<std::uint8_t>((port >> 8) & kIoWindowAddressBits);
+  };
+  space.Set<std::uint8_t>(kIoBase, io.size == 0 ? kIoWindowAddressBits : io_bits(io.base));
+  space.Set<std::uint8_t>(kIoLimit,
+                          io.size == 0 ? std::uint8_t{0} : io_bits(io.base + (io.size - 1)));
 }
 
 SLOT_CONTROL RootPort::slot_control() const {

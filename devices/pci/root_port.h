@@ -28,7 +28,7 @@
 // guest gave the port. Its BARs are decoded wherever the host bridge's windows allow; the port's
 // own windows are registers the guest may use and this port does not enforce: what they could hide
 // is the guest's own device. Link Disable is not implemented. A secondary bus reset resets the
-// function behind. There are no I/O windows.
+// function behind.
 //
 // Ownership: borrows the loop, the InterruptSource and the function plugged in, which is taken out
 // before it is destroyed. Threads: Plug, RequestUnplug, Pull, unplug_pending and destruction on
@@ -58,6 +58,8 @@ struct RootPortOptions {
   // for none. window64 is prefetchable and above 4 GiB.
   std::uint64_t window32 = std::uint64_t{2} << 20;
   std::uint64_t window64 = std::uint64_t{1} << 30;
+  // Ports: a power of two of 4 KiB to 32 KiB; 0: the port has no I/O window, as its registers say.
+  std::uint64_t window_io = 0;
 };
 
 // An unplug that was requested is to be requested again after Restore.
@@ -102,7 +104,10 @@ class RootPort final : public PciFunction {
   void JoinRoot(PciRoot* root) { root_ = root; }
   // Before boot, as firmware would: the registers now and after reset. A window of size 0 is off.
   void PlaceBus(std::uint8_t bus) REQUIRES(lock());
-  void PlaceWindows(const Window& low, const Window& high) REQUIRES(lock());
+  struct Forwarded {
+    Window memory32, memory64, io;
+  };
+  void PlaceWindows(const Forwarded& windows) REQUIRES(lock());
   [[nodiscard]] std::uint8_t secondary_bus() REQUIRES(lock()) {
     return config().Get<std::uint8_t>(kSecondaryBus);
   }
@@ -114,6 +119,7 @@ class RootPort final : public PciFunction {
  private:
   RootPort(std::string name, EventLoop& loop, const RootPortOptions& options);
   [[nodiscard]] Result<void> Init(bus::InterruptSource& interrupts);
+  void AddWindowRegisters();
   [[nodiscard]] Result<void> AddExpressCapability();
   void AddLink();
   void AddSlot();

@@ -203,6 +203,52 @@ TEST_CASE("root port: options out of range are refused") {
   CHECK(refused({.window32 = std::uint64_t{1} << 32}));
   CHECK(refused({.window64 = (std::uint64_t{1} << 33) + 1}));
   CHECK(refused({.window64 = std::uint64_t{1} << 52}));
+  CHECK_FALSE(refused({.window_io = 0x8000}));
+  for (const std::uint64_t ports : {0x100U, 0x800U, 0x3000U, 0x10000U})
+    CHECK(refused({.window_io = ports}));
+}
+
+TEST_CASE("root port: an I/O window is placed, written by halves, and back after a reset") {
+  Rig rig(1, {.window_io = 0x1000});
+  const Bdf port = rig.where[0];
+  CHECK(rig.bridge.Config<std::uint16_t>(port, kIoBase) == 0x1010);  // 0x1000..0x1fff
+  for (const std::uint32_t at : {kIoBase, kIoLimit}) {
+    rig.bridge.Config<std::uint8_t>(port, at, 0xff);
+    CHECK(rig.bridge.Config<std::uint8_t>(port, at) == 0xf0);  // 16-bit addresses
+  }
+  rig.bridge.Config<std::uint16_t>(port, kIoBase, 0xe0f0);  // as Linux asks whether there is one
+  CHECK(rig.bridge.Config<std::uint16_t>(port, kIoBase) == 0xe0f0);
+  rig.bridge.Config<std::uint16_t>(port, kCommand, 0x1);
+  CHECK(rig.bridge.Config<std::uint16_t>(port, kCommand) == 0x1);
+  {
+    const MutexLock lock(rig.port().lock());
+    rig.port().Reset();
+  }
+  CHECK(rig.bridge.Config<std::uint16_t>(port, kIoBase) == 0x1010);
+  CHECK(rig.bridge.Config<std::uint16_t>(port, kCommand) == 0);
+  CHECK(CounterOf(rig.port(), "pci_without_ports") == 0);
+}
+
+TEST_CASE("root port: no room for an I/O window: it is off, counted, and the others are there") {
+  Rig rig(2, {.window_io = 0x1000});
+  CHECK(rig.bridge.Config<std::uint16_t>(rig.where[0], kIoBase) == 0x1010);
+  CHECK(rig.bridge.Config<std::uint16_t>(rig.where[1], kIoBase) == 0x00f0);  // base above limit
+  CHECK(rig.bridge.Config<std::uint16_t>(rig.where[1], kMemoryBase) != kWindowAddressBits);
+  CHECK(CounterOf(*rig.ports[0], "pci_without_ports") == 0);
+  CHECK(CounterOf(*rig.ports[1], "pci_without_ports") == 1);
+}
+
+TEST_CASE("root port: a function behind one has its ports where the guest puts them") {
+  Rig rig(1, {.window_io = 0x1000});
+  PlainFunction function({{0, BarKind::kIo, 8}});
+  REQUIRE(rig.port().Plug(function).has_value());
+  const Bdf behind{.bus = 1};
+  rig.bridge.Config<std::uint32_t>(behind, kBar0, 0x1ff8);
+  CHECK(rig.bridge.Load<std::uint8_t>(rig.bridge.ports, 0x1ff8) == 0xff);
+  rig.bridge.Config<std::uint16_t>(behind, kCommand, 1);
+  CHECK(rig.bridge.Load<std::uint32_t>(rig.bridge.ports, 0x1ffc) == 0x5a5a5a5a);
+  REQUIRE(rig.port().Pull().has_value());
+  CHECK(rig.bridge.Load<std::uint32_t>(rig.bridge.ports, 0x1ffc) == 0xffffffff);
 }
 
 TEST_CASE("root port: buses are handed out until ECAM ends, windows until they are full") {

@@ -243,7 +243,8 @@ void DeviceSet::DescribeTo(boot::acpi::Config& acpi) const {
     const pci::Windows& windows = host_.windows;
     acpi.pci = boot::acpi::PciRoot{.buses = root_->config().buses,
                                    .window32 = {windows.memory32.base, windows.memory32.size},
-                                   .window64 = {windows.memory64.base, windows.memory64.size}};
+                                   .window64 = {windows.memory64.base, windows.memory64.size},
+                                   .ports = {windows.io.base, windows.io.size}};
   }
   for (const Entry& entry : entries_) {
     if (entry.mmio == nullptr) continue;

@@ -29,6 +29,13 @@ std::uint64_t ShareOf(std::uint64_t bytes, std::size_t ports, std::uint64_t most
   return share < pci::kWindowGranule ? 0 : share;
 }
 
+// How many ports get an I/O window: those of the lowest numbers, as long as bus 0 keeps one's
+// worth.
+std::uint64_t IoWindows(std::uint64_t ports) {
+  const std::uint64_t windows = ports / pci::kIoWindowGranule;
+  return windows == 0 ? 0 : windows - 1;
+}
+
 }  // namespace
 
 Outcome<void> DeviceSet::AddPorts() {
@@ -39,7 +46,8 @@ Outcome<void> DeviceSet::AddPorts() {
          .window32 =
              ShareOf(host_.windows.memory32.size / 2, config_.hotplug_ports, 32 * x86_64::kMiB),
          .window64 =
-             ShareOf(host_.windows.memory64.size / 4, config_.hotplug_ports, 64 * x86_64::kGiB)});
+             ShareOf(host_.windows.memory64.size / 4, config_.hotplug_ports, 64 * x86_64::kGiB),
+         .window_io = i <= IoWindows(host_.windows.io.size) ? pci::kIoWindowGranule : 0});
     if (!port) return HostFailure("hot-plug port", port.error());
     if (Result<pci::Bdf> where = root_->Add(**port); !where)
       return HostFailure("hot-plug port", where.error());

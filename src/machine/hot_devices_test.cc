@@ -22,7 +22,7 @@ struct Rig {
   static constexpr pci::Windows kWindows = {
       .memory32 = {x86_64::kPciWindow32, x86_64::kPciWindow32Size},
       .memory64 = {0x1000000000, 0x3000000000},
-      .io = {}};
+      .io = {x86_64::kPciPorts, x86_64::kPciPortsSize}};
 
   explicit Rig(std::uint32_t ports, const pci::Windows& windows = kWindows)
       : control(EventLoop::Create().value()) {
@@ -122,6 +122,21 @@ TEST_CASE("hot devices: a pulled disk is gone at once, and whoever asked for it 
   CHECK(rig.devices->AddDevice(rig.Disk("x")).value() == "x");
   CHECK(rig.devices->PullDevice("x"));
   CHECK(done == 1);
+}
+
+TEST_CASE("hot devices: slots have I/O windows as long as bus 0 keeps some ports") {
+  Rig rig(16);
+  for (unsigned port = 1; port <= 16; ++port) {
+    CAPTURE(port);
+    const auto window = rig.Load<std::uint16_t>(0, port + 1, pci::kIoBase);
+    const auto base = static_cast<std::uint16_t>((window & 0xf0U) << 8);
+    const std::uint16_t limit = window & 0xf000U;
+    CHECK(base == (port <= 14 ? port * 0x1000 : 0));
+    CHECK(limit == base);
+  }
+  boot::acpi::Config acpi;
+  rig.devices->DescribeTo(acpi);
+  CHECK(acpi.pci->ports == x86_64::AddressRange{0x1000, 0xf000});
 }
 
 TEST_CASE("hot devices: what cannot be is refused by name, and changes nothing") {

@@ -185,7 +185,7 @@ Outcome<void> Machine::Impl::MakeDevices(unsigned physical_bits) {
       .memory = *memory,
       .windows = {.memory32 = {x86_64::kPciWindow32, x86_64::kPciWindow32Size},
                   .memory64 = {above.base, above.size},
-                  .io = {}},
+                  .io = {x86_64::kPciPorts, x86_64::kPciPortsSize}},
       .quit =
           [this] {
             End({ExitReport::Reason::kStopped, {}});

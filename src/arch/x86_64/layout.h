@@ -78,6 +78,9 @@ constexpr std::uint16_t kSleepStatusPort = 0x601;
 constexpr std::uint16_t kResetPort = 0x602;
 constexpr std::uint16_t kPowerPorts = kSleepControlPort;  // the three as one range
 constexpr std::uint16_t kPowerPortsSize = 3;
+// I/O BARs. Below lie the ports of a PC's mainboard; Linux gives none of them to a PCI function.
+constexpr std::uint16_t kPciPorts = 0x1000;
+constexpr std::uint32_t kPciPortsSize = 0xf000;
 constexpr std::uint8_t kResetValue = 0x01;  // what FADT asks the kernel to write to kResetPort
 constexpr std::uint8_t kSleepTypeS5 = 5;    // SLP_TYP of \_S5
 // SLEEP_CONTROL_REG: SLP_EN is bit 5, SLP_TYP bits 4:2.
@@ -104,6 +107,9 @@ static_assert(kPciWindow32 + kPciWindow32Size <= kEcam && kEcam + kEcamReserved 
 static_assert(kVirtioMmio + kMaxVirtioMmio * kVirtioMmioStride <= kIoApic);
 static_assert(kVirtioMmioFirstGsi + kMaxVirtioMmio <= kIoApicInputs);
 static_assert(kPciIntxFirstGsi + kPciIntxGsis <= kIoApicInputs);
+static_assert(kSerialPort + kSerialPorts <= kPciPorts &&
+              kPowerPorts + kPowerPortsSize <= kPciPorts);
+static_assert(kPciPorts + kPciPortsSize <= 0x10000);
 
 // The least RAM with which anything boots, and the most this layout places (a 46-bit physical
 // address space keeps half for PCI).

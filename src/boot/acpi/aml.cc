@@ -51,11 +51,14 @@ std::uint8_t HexDigit(char c) {
 // 6.4.3.5, tables 6.46 to 6.48: resource type, general flags (producer, positive decode, both ends
 // fixed), type-specific flags.
 constexpr std::uint8_t kSpaceMemory = 0;
+constexpr std::uint8_t kSpaceIo = 1;
 constexpr std::uint8_t kSpaceBus = 2;
 constexpr std::uint8_t kFixedProducer = 0x0c;
 // Not marked prefetchable, the 64-bit window neither: such a window would refuse BARs that are not,
 // and one that is not takes both.
 constexpr std::uint8_t kReadWrite = 0x01;
+// 6.4.3.5.5, table 6.50: not only the ports an ISA bus knows.
+constexpr std::uint8_t kAllPorts = 0x03;
 
 template <typename T>
 void PutAddressSpace(std::vector<std::byte>& out, std::uint8_t tag, std::uint8_t type,
@@ -125,6 +128,12 @@ Resources& Resources::Interrupt(std::uint32_t gsi) {
 Resources& Resources::BusNumbers(std::uint16_t first, std::uint16_t last) {
   PutAddressSpace<std::uint16_t>(bytes_, 0x88, kSpaceBus, 0, first, last,
                                  static_cast<std::uint16_t>(last - first + 1));
+  return *this;
+}
+
+Resources& Resources::PortWindow(std::uint16_t base, std::uint16_t size) {
+  PutAddressSpace<std::uint16_t>(bytes_, 0x88, kSpaceIo, kAllPorts, base,
+                                 static_cast<std::uint16_t>(base + (size - 1)), size);
   return *this;
 }
 

@@ -40,6 +40,7 @@ class Resources {
   Resources& Interrupt(std::uint32_t gsi);
   // 6.4.3.5: address spaces a bridge produces: fixed at both ends, positive decode.
   Resources& BusNumbers(std::uint16_t first, std::uint16_t last);
+  Resources& PortWindow(std::uint16_t base, std::uint16_t size);
   Resources& MemoryWindow32(std::uint32_t base, std::uint32_t size);
   Resources& MemoryWindow64(std::uint64_t base, std::uint64_t size);
 

@@ -116,6 +116,8 @@ TEST_CASE("resources: each descriptor has the bytes of its table in the specific
   CHECK(Resources().Interrupt(5).Finish() == Of({0x89, 6, 0, 3, 1, 5, 0, 0, 0, 0x79, 0}));
   CHECK(Resources().BusNumbers(0, 0).Finish() ==
         Of({0x88, 0x0d, 0, 2, 0x0c, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0x79, 0}));
+  CHECK(Resources().PortWindow(0x1000, 0xf000).Finish() ==
+        Of({0x88, 0x0d, 0, 1, 0x0c, 3, 0, 0, 0, 0x10, 0xff, 0xff, 0, 0, 0, 0xf0, 0x79, 0}));
   CHECK(Resources().MemoryWindow32(0xc0000000, 0x20000000).Finish() ==
         Of({0x87, 0x17, 0,    0,    0x0c, 1, 0, 0, 0, 0, 0, 0,    0,    0xc0,
             0xff, 0xff, 0xff, 0xdf, 0,    0, 0, 0, 0, 0, 0, 0x20, 0x79, 0}));

@@ -117,6 +117,10 @@ void AddPci(Aml& sb, const PciRoot& pci) {
     bridge.Name("_CCA").Integer(1);
     Resources windows;
     windows.BusNumbers(0, static_cast<std::uint16_t>(pci.buses - 1));
+    if (pci.ports.size != 0) {
+      windows.PortWindow(static_cast<std::uint16_t>(pci.ports.base),
+                         static_cast<std::uint16_t>(pci.ports.size));
+    }
     if (pci.window32.size != 0) {
       windows.MemoryWindow32(static_cast<std::uint32_t>(pci.window32.base),
                              static_cast<std::uint32_t>(pci.window32.size));

@@ -20,6 +20,7 @@ struct PciRoot {
   std::uint32_t buses = 1;  // 1..256
   x86_64::AddressRange window32{x86_64::kPciWindow32, x86_64::kPciWindow32Size};
   x86_64::AddressRange window64;  // size 0: none
+  x86_64::AddressRange ports{x86_64::kPciPorts, x86_64::kPciPortsSize};
 };
 
 struct VirtioMmioDevice {

@@ -201,9 +201,17 @@ TEST_CASE("acpi: the DSDT routes the pins of every slot and reserves ECAM of eve
     }
   }
   CHECK(offset <= dsdt.size());
-  // WordBusNumber 0..8, and Memory32Fixed of 9 MiB.
+  // WordBusNumber 0..8, WordIO 0x1000..0xffff, and Memory32Fixed of 9 MiB.
   CHECK(find({0x88, 0x0d, 0, 2, 0x0c, 0, 0, 0, 0, 0, 8, 0, 0, 0, 9, 0}) != dsdt.end());
+  const std::vector<std::uint8_t> ports = {0x88, 0x0d, 0,    1,    0x0c, 3, 0, 0,
+                                           0,    0x10, 0xff, 0xff, 0,    0, 0, 0xf0};
+  CHECK(find(ports) != dsdt.end());
   CHECK(find({0x86, 9, 0, 1, 0, 0, 0, 0xe0, 0, 0, 0x90, 0}) != dsdt.end());
+  config.pci->ports = {};
+  const Bytes portless = BuildDsdt(config);
+  const auto pattern = std::as_bytes(std::span(ports));
+  CHECK(std::search(portless.begin(), portless.end(), pattern.begin(), pattern.end()) ==
+        portless.end());
   // A machine of virtio-mmio devices, whose inputs these are, too, has none of it.
   config.pci.reset();
   const Bytes other = Walk(BuildTables(config, kBase))["DSDT"];

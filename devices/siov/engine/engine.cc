@@ -254,7 +254,6 @@ void Engine::Clear() {
 void Engine::Reset() {
   Clear();
   handles_.clear();
-  for (const auto& queue : queues_) queue->StartPolling();
   if (!quiesced_) shared_.gate.Open();
 }
 

@@ -9,7 +9,7 @@
 //   auto vdev = TRY(siov::Vdev::Create(options, std::move(personality), std::move(engine), host));
 //
 // Portals: polled (pages that the workers of the queue's group read: submission costs no exit) and
-// trapped (Submit). Polling stops with StopPolling and starts again with OpenPortal or Reset.
+// trapped (Submit). What StopPolling ends begins again with OpenPortal, and with nothing else.
 //
 // Halting: Disable takes nothing from the moment it is called. Abort and Reset end what is under
 // way between two pieces, without a record. Quiesce lets descriptors under way finish for

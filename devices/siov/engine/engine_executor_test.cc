@@ -22,7 +22,7 @@ using siov::SubmitResult;
 constexpr std::uint64_t kRecords = 0x1000;
 constexpr std::uint64_t kFrom = 0x40000;
 constexpr std::uint64_t kTo = 0x80000;
-constexpr std::uint32_t kSize = 0x1000;
+constexpr std::uint64_t kSize = 0x1000;
 
 siov::Descriptor Move(std::uint32_t place, std::uint64_t from) {
   WorkDescriptor words{};
@@ -32,7 +32,7 @@ siov::Descriptor Move(std::uint32_t place, std::uint64_t from) {
   words.record = le64(kRecords + place * kRecordSize);
   words.source = le64(from);
   words.destination = le64(kTo + place * kSize);
-  words.size = le32(kSize);
+  words.size = le32(std::uint32_t{kSize});
   words.handle = le16(1);
   siov::Descriptor descriptor;
   std::memcpy(descriptor.data(), &words, sizeof(words));

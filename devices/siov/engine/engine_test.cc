@@ -17,7 +17,6 @@ namespace postern::dsa {
 namespace {
 
 using siov::HaltResult;
-using siov::PortalMode;
 using siov::SubmitResult;
 using std::chrono::microseconds;
 using std::chrono::milliseconds;

@@ -282,7 +282,7 @@ TEST_CASE("bar: no store is lost while its page becomes trapped") {
     std::atomic<std::uint32_t> stored{0};
     std::thread guest([&] {
       for (std::uint32_t i = 0; i < kStores; ++i) {
-        GuestStore(f.bridge, 4 * i, i + 1);
+        GuestStore(f.bridge, std::uint64_t{4} * i, i + 1);
         stored.store(i + 1, std::memory_order_relaxed);
       }
     });
@@ -296,8 +296,8 @@ TEST_CASE("bar: no store is lost while its page becomes trapped") {
     for (std::uint32_t i = 0; i < kStores; ++i) {
       std::uint32_t in_page = 0;
       std::uint32_t in_trap = 0;
-      std::memcpy(&in_page, f.function.pages.data() + 4 * i, sizeof(in_page));
-      std::memcpy(&in_trap, trap.bytes.data() + 4 * i, sizeof(in_trap));
+      std::memcpy(&in_page, f.function.pages.data() + std::size_t{4} * i, sizeof(in_page));
+      std::memcpy(&in_trap, trap.bytes.data() + std::size_t{4} * i, sizeof(in_trap));
       if (in_page + in_trap != i + 1) ++lost;
     }
     CHECK(lost == 0);

@@ -247,8 +247,9 @@ Result<BackendState> FakeBackend::Save() {
   state.started = started_;
   state.device = device_;
   for (const Queue& q : queues_) {
-    state.queues.push_back(
-        {q.enabled, q.config, std::vector<Descriptor>(q.waiting.begin(), q.waiting.end())});
+    // One that is being disabled is still to be: whoever asked for that asks again.
+    state.queues.push_back({q.enabled || !q.waiting.empty(), q.config,
+                            std::vector<Descriptor>(q.waiting.begin(), q.waiting.end())});
   }
   return state;
 }

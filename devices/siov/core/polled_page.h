@@ -106,7 +106,7 @@ class PolledPage {
   PolledPage(Fd file, Mmap memory, std::uint32_t pages);
 
   static std::uint64_t Word(const Cursor& cursor, std::uint32_t slot, std::uint32_t word) {
-    return __atomic_load_n(cursor.words + slot * 8 + word, __ATOMIC_ACQUIRE);
+    return __atomic_load_n(cursor.words + std::size_t{slot} * 8 + word, __ATOMIC_ACQUIRE);
   }
   [[nodiscard]] bool Due(Cursor& cursor) const {
     if (++cursor.idle < kScanEvery && trusted_) return false;

@@ -44,7 +44,7 @@ TEST_CASE("trapped portal: 64 bytes in pieces of each width make a descriptor") 
       CHECK(*whole == from);
       CHECK(page.counters.partial_slots == 0);
     }
-    CHECK(page.counters.stores.Get() == 2 * 64 / width);
+    CHECK(page.counters.stores.Get() == 128 / width);
     CHECK(page.counters.overwritten_bytes.Get() == 0);
   }
 }

@@ -14,9 +14,7 @@
 #include "src/base/check.h"
 #include "src/base/log.h"
 
-using postern::siov::BackendCaps;
 using postern::siov::Descriptor;
-using postern::siov::FakeBackend;
 using postern::siov::FakeDescriptor;
 using postern::siov::FakePersonality;
 using postern::siov::FakeVdev;

@@ -90,7 +90,7 @@ TEST_CASE(
   from.backend->events().OnRuleBroken(1);
   from.backend->events().OnRuleBroken(2);
   from.Turn();
-  from.Store(2 * 0x4000, std::span<const std::byte>(FakeDescriptor(1)).first(8));
+  from.Store(0x8000, std::span<const std::byte>(FakeDescriptor(1)).first(8));
   VdevState state = Saved(from);
   CHECK(state.rule_broken == 6);
   state.rule_broken = 2;

@@ -22,7 +22,7 @@ constexpr SegmentBases kBases{.es = 0x0100'0000,
 // Different in every byte that an address size cuts off.
 constexpr std::uint64_t R(unsigned i) {
   return 0xfe00'0000'0000'0000 + (std::uint64_t{i} << 40) + (std::uint64_t{i} << 28) +
-         (std::uint64_t{i} << 13) + 0x40 * i;
+         (std::uint64_t{i} << 13) + std::uint64_t{0x40} * i;
 }
 constexpr std::uint64_t R32(unsigned i) {
   return R(i) & 0xffff'ffff;

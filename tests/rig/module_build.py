@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 
 import riglib
@@ -31,9 +30,8 @@ def _packages(version):
 
 
 def _fetch(packages, work):
-    print(f"rig: fetching {', '.join(packages)} (once)", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *packages], f"fetching {packages[0]}", cwd=folder)
+        riglib.download_packages(packages, folder)
         for package in glob.glob(os.path.join(folder, "*.deb")):
             run(["dpkg", "-x", package, work], f"unpacking {package}")
 

@@ -243,6 +243,13 @@ def _download(package, work):
     return real, files[0]
 
 
+def download_packages(packages, folder):
+    """Puts the .deb files of these packages into a folder."""
+    print(f"rig: fetching {', '.join(packages)} (once)", file=sys.stderr)
+    # As root apt downloads as the user _apt, who may not write here.
+    run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *packages], f"fetching {packages[0]}", cwd=folder)
+
+
 def extract_vmlinux(bzimage):
     """The ELF image inside a bzImage, or None if it is packed by a method there is no tool for."""
     with open(bzimage, "rb") as file:

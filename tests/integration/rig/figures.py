@@ -2,6 +2,8 @@
 """figures - reads a metrics file of Postern (its last line).
 
   figures.py show FILE           what the log says of assigned devices and processors: counters that are not 0
+  figures.py nonzero FILE PATH...   names and values of what is not 0, e.g. of devices.dsa.*
+  figures.py differences BEFORE AFTER PATH...   names and differences of what changed
   figures.py get FILE PATH...    values, e.g. devices.device0.vfio_resets; "*" in a name: the sum of all that match
 """
 
@@ -27,6 +29,29 @@ def get(tree, path):
     return sum(numbers)
 
 
+def leaves(tree, path):
+    """{name: number} of all that the path matches, and of all below what it matches."""
+    found = {"": tree}
+    for part in path.split("."):
+        found = {f"{above}.{name}": value for above, node in found.items() if isinstance(node, dict)
+                 for name, value in node.items() if fnmatch.fnmatchcase(name, part)}
+    numbers = {name.lstrip("."): value for name, value in found.items() if isinstance(value, int)}
+    for above, node in found.items():
+        if isinstance(node, dict):
+            numbers.update({f"{above}.{name}".lstrip("."): value for name, value in leaves(node, "*").items()})
+    return numbers
+
+
+def print_numbers(numbers):
+    print(*[f"{name} {value}" for name, value in numbers.items() if value], sep="\n")
+
+
+def differences(before, after, paths):
+    for path in paths:
+        old = leaves(before, path)
+        print_numbers({name: value - old.get(name, 0) for name, value in leaves(after, path).items()})
+
+
 def show(tree):
     for name, device in tree["devices"].items():
         if "vfio_resets" in device:
@@ -40,6 +65,12 @@ def show(tree):
 def main(argv):
     if len(argv) == 2 and argv[0] == "show":
         show(load(argv[1]))
+    elif len(argv) > 2 and argv[0] == "nonzero":
+        tree = load(argv[1])
+        for path in argv[2:]:
+            print_numbers(leaves(tree, path))
+    elif len(argv) > 3 and argv[0] == "differences":
+        differences(load(argv[1]), load(argv[2]), argv[3:])
     elif len(argv) > 2 and argv[0] == "get":
         tree = load(argv[1])
         print(*[get(tree, path) for path in argv[2:]])

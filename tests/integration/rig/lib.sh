@@ -3,6 +3,7 @@
 #
 # Set before sourcing: KERNELS="6.12-cloud ..." (names for tests/rig/guest-image); where wanted GUEST_MODULES=(nvme ...),
 # GUEST_PROGRAMS=(NAME ...) (NAME.cc in this folder becomes a command of the guest, and PROGRAM_NAME here),
+# GUEST_IMAGE=(...) (more arguments for guest-image),
 # RIG_ARGUMENTS=(--device ...) for the emulated host, and a function rig_prepare, which runs on the machine, makes files in
 # $GUESTS and may add to RIG_ARGUMENTS.
 # RIG_ONLY=PATTERN in the environment runs only the cases whose name matches (a shell pattern).
@@ -12,6 +13,7 @@
 TEST=$(basename "$0" .sh)
 [ -n "${GUEST_MODULES+set}" ] || GUEST_MODULES=()
 [ -n "${GUEST_PROGRAMS+set}" ] || GUEST_PROGRAMS=()
+[ -n "${GUEST_IMAGE+set}" ] || GUEST_IMAGE=()
 [ -n "${RIG_ARGUMENTS+set}" ] || RIG_ARGUMENTS=()
 need "$TEST" "$POSTERN"
 
@@ -23,7 +25,7 @@ enter_rig() {
   for program in "${GUEST_PROGRAMS[@]}"; do programs+=(--program "$sources/$program.cc=$program"); done
   for kernel in $KERNELS; do
     "$ROOT/tests/rig/guest-image" "$kernel" "${GUEST_MODULES[@]/#/--module=}" --add "$sources/guest=tests" --program "$sources/guest_agent.cc=agent" \
-      "${programs[@]}" --root-image "$GUESTS/root.img" --root-size 24M > "$GUESTS/$kernel.env" || {
+      "${programs[@]}" "${GUEST_IMAGE[@]}" --root-image "$GUESTS/root.img" --root-size 24M > "$GUESTS/$kernel.env" || {
       fail "$TEST" "no guest image for $kernel"
       finish
     }

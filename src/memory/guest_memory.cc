@@ -168,6 +168,10 @@ Result<std::shared_ptr<const GuestMemory>> GuestMemory::Create(std::vector<Regio
   }
   const std::shared_ptr<GuestMemory> memory(new GuestMemory());
   memory->regions_ = std::move(regions);
+  for (const RegionPtr& region : memory->regions_) {
+    memory->places_.push_back(
+        {region->base().value, region->size(), region->mapping_.data(), region->dirty()});
+  }
   return std::shared_ptr<const GuestMemory>(memory);
 }
 

@@ -12,6 +12,7 @@
 // regions; an access that may is split by the caller (Reader and Writer of a virtqueue do). Source
 // of semantics: rust-vmm vm-memory GuestMemoryMmap / GuestMemoryAtomic.
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -98,6 +99,18 @@ class GuestMemory {
   // is in none.
   [[nodiscard]] Result<GuestView> ViewRun(Gpa gpa, std::uint64_t length, Access access) const;
 
+  // As ViewRun, for who comes here for every descriptor: where there is no memory the view has no
+  // bytes. `length` is not 0.
+  [[nodiscard]] GuestView Run(Gpa gpa, std::uint64_t length) const {
+    for (const Place& place : places_) {
+      const std::uint64_t offset = gpa.value - place.base;
+      if (offset < place.size) {
+        return GuestView(gpa, place.host + offset, std::min(length, place.size - offset),
+                         place.dirty, offset);
+      }
+    }
+    return {};
+  }
   // The longest run of at most `length` bytes that ends with the byte at `last` and lies in one
   // region: for whoever walks downwards.
   [[nodiscard]] Result<GuestView> ViewRunUpTo(Gpa last, std::uint64_t length, Access access) const;
@@ -119,7 +132,17 @@ class GuestMemory {
   GuestMemory() = default;
   [[nodiscard]] const Region* Find(Gpa gpa) const;
   [[nodiscard]] bool Covers(Gpa gpa, std::uint64_t length) const;
+
+  // What Run needs of a region, in a row. There are few regions.
+  struct Place {
+    std::uint64_t base;
+    std::uint64_t size;
+    std::byte* host;
+    DirtyBitmap* dirty;
+  };
+
   std::vector<RegionPtr> regions_;
+  std::vector<Place> places_;  // of regions_, in their order
 };
 
 using GuestMemoryPtr = std::shared_ptr<const GuestMemory>;

@@ -36,17 +36,6 @@ Result<void> GuestView::FillPattern(std::size_t offset, std::size_t length,
   return {};
 }
 
-Result<void> GuestView::CopyTo(std::size_t offset, const GuestView& to, std::size_t to_offset,
-                               std::size_t length, Stores stores) const {
-  if (!Fits(offset, length) || !to.Fits(to_offset, length)) {
-    return Err(Errc::kGuestRange, "copy in guest memory");
-  }
-  if (length == 0) return {};
-  internal::MoveShared(to.base_ + to_offset, base_ + offset, length, stores);
-  to.MarkDirty(to_offset, length);
-  return {};
-}
-
 Result<std::size_t> GuestView::SameAs(std::size_t offset, const GuestView& other,
                                       std::size_t other_offset, std::size_t length) const {
   if (!Fits(offset, length) || !other.Fits(other_offset, length)) {

@@ -90,7 +90,15 @@ class GuestView {
 
   // From one checked range to another, without a copy of ours between them. As memmove.
   [[nodiscard]] Result<void> CopyTo(std::size_t offset, const GuestView& to, std::size_t to_offset,
-                                    std::size_t length, Stores stores = Stores::kCached) const;
+                                    std::size_t length, Stores stores = Stores::kCached) const {
+    if (!Fits(offset, length) || !to.Fits(to_offset, length)) {
+      return Err(Errc::kGuestRange, "copy in guest memory");
+    }
+    if (length == 0) return {};
+    internal::MoveShared(to.base_ + to_offset, base_ + offset, length, stores);
+    to.MarkDirty(to_offset, length);
+    return {};
+  }
   // The eight bytes of `pattern`, lowest first, over and over.
   [[nodiscard]] Result<void> FillPattern(std::size_t offset, std::size_t length,
                                          std::uint64_t pattern) const;
@@ -103,7 +111,6 @@ class GuestView {
   // Out of the host's caches (kEvict), or to memory and still in them (kKeep).
   [[nodiscard]] Result<void> FlushCache(std::size_t offset, std::size_t length,
                                         CacheLines lines) const;
-
   // Gives consume(span of bytes) the range in place, in order and whole, in one or more pieces. For
   // functions that only sum bytes up: one that reads a byte twice, or acts on what it reads, takes
   // a copy.

@@ -98,8 +98,8 @@ TEST_CASE("guest view: a comparison finds the first byte that differs, wherever 
   const GuestMemoryPtr memory = NewMemory();
   const GuestView view = Whole(memory);
   constexpr std::uint64_t kPattern = 0x8877665544332211;
-  for (const std::size_t size : {1, 15, 16, 17, 63, 64, 65, 200}) {
-    for (const std::size_t offset : {0, 1, 7, 33}) {
+  for (const std::size_t size : {1U, 15U, 16U, 17U, 63U, 64U, 65U, 200U}) {
+    for (const std::size_t offset : {0U, 1U, 7U, 33U}) {
       REQUIRE(view.FillPattern(offset, size, kPattern));
       REQUIRE(view.FillPattern(kPage + 3, size, kPattern));
       CHECK(view.SameAs(offset, view, kPage + 3, size).value() == size);
@@ -215,6 +215,31 @@ TEST_CASE("guest memory: a run up to a byte ends there and begins no earlier tha
   REQUIRE(run.Fill(0, 4, std::byte{1}));
   CHECK(memory->Read<le32>(Gpa(kPage + 6)).value().get() == 0x01010101);
   CHECK(memory->Read<le16>(Gpa(kPage + 10)).value().get() == 0);
+}
+
+TEST_CASE("guest memory: a run is as long as its region goes, and empty where there is none") {
+  constexpr std::uint64_t kTop = ~std::uint64_t{0};
+  std::vector<RegionPtr> regions;
+  for (const std::uint64_t base : {std::uint64_t{0}, kPage, 3 * kPage, kTop - kPage + 1}) {
+    regions.push_back(Region::Create(Gpa(base), kPage, {.track_dirty = true}).value());
+  }
+  const GuestMemoryPtr memory = GuestMemory::Create(regions).value();
+  for (const std::uint64_t gpa : {std::uint64_t{0}, std::uint64_t{5}, kPage - 1, kPage, 2 * kPage,
+                                  3 * kPage - 1, 3 * kPage + 7, kTop - kPage, kTop}) {
+    for (const std::uint64_t length : {std::uint64_t{1}, std::uint64_t{100}, kPage, kTop}) {
+      CAPTURE(gpa);
+      CAPTURE(length);
+      const GuestView run = memory->Run(Gpa(gpa), length);
+      const Result<GuestView> same = memory->ViewRun(Gpa(gpa), length, Access::kRead);
+      REQUIRE(run.size() == (same ? same->size() : 0));
+      if (!same) continue;
+      CHECK(run.gpa() == same->gpa());
+      CHECK(run.Fill(0, 1, std::byte{0x5a}));
+      CHECK(same->Read<std::uint8_t>(0).value() == 0x5a);
+    }
+  }
+  CHECK(regions[3]->dirty()->IsDirty(kPage - 1));
+  CHECK(GuestMemory::Create({}).value()->Run(Gpa(0), 1).size() == 0);
 }
 
 TEST_CASE("memory map: its generation changes with every change and at no other time") {

@@ -21,6 +21,7 @@ unsigned char PatternByte(std::uint64_t pattern, std::size_t index) {
 #if defined(__x86_64__) && !defined(POSTERN_TSAN)
 
 constexpr std::size_t kVector = sizeof(__m128i);
+constexpr std::size_t kLine = 64;
 
 __m128i Load(const std::byte* at) {
   return _mm_loadu_si128(static_cast<const __m128i*>(static_cast<const void*>(at)));
@@ -31,17 +32,11 @@ unsigned SameBytes(__m128i a, __m128i b) {
 }
 constexpr unsigned kAllSame = 0xffff;
 
-// The two do not overlap.
-void StreamShared(std::byte* to, const std::byte* from, std::size_t size) {
-  const std::size_t head =
-      std::min<std::size_t>(size, (0 - reinterpret_cast<std::uintptr_t>(to)) % 64);
-  CopyShared(to, from, head);
-  to += head;
-  from += head;
-  size -= head;
+// `to` is aligned to a line; whole lines. The wide form writes a line by one store, and is up to
+// twice as fast.
+void StreamLines(std::byte* to, const std::byte* from, std::size_t size) {
   auto* target = static_cast<__m128i*>(static_cast<void*>(to));
-  const std::size_t lines = size / 64;
-  for (std::size_t i = 0; i < lines; ++i, from += 64, target += 4) {
+  for (const std::byte* end = from + size; from != end; from += kLine, target += 4) {
     const __m128i a = Load(from);
     const __m128i b = Load(from + kVector);
     const __m128i c = Load(from + 2 * kVector);
@@ -51,9 +46,41 @@ void StreamShared(std::byte* to, const std::byte* from, std::size_t size) {
     _mm_stream_si128(target + 2, c);
     _mm_stream_si128(target + 3, d);
   }
+}
+[[gnu::target("avx512f")]] void StreamLinesWide(std::byte* to, const std::byte* from,
+                                                std::size_t size) {
+  auto* target = static_cast<__m512i*>(static_cast<void*>(to));
+  const std::byte* end = from + size;
+  for (; end - from >= 4 * static_cast<std::ptrdiff_t>(kLine); from += 4 * kLine, target += 4) {
+    const __m512i a = _mm512_loadu_si512(from);
+    const __m512i b = _mm512_loadu_si512(from + kLine);
+    const __m512i c = _mm512_loadu_si512(from + 2 * kLine);
+    const __m512i d = _mm512_loadu_si512(from + 3 * kLine);
+    _mm512_stream_si512(target, a);
+    _mm512_stream_si512(target + 1, b);
+    _mm512_stream_si512(target + 2, c);
+    _mm512_stream_si512(target + 3, d);
+  }
+  for (; from != end; from += kLine, ++target) {
+    _mm512_stream_si512(target, _mm512_loadu_si512(from));
+  }
+}
+
+// The two do not overlap.
+void StreamShared(std::byte* to, const std::byte* from, std::size_t size) {
+  static const bool kWide = __builtin_cpu_supports("avx512f") != 0;
+  const std::size_t head =
+      std::min<std::size_t>(size, (0 - reinterpret_cast<std::uintptr_t>(to)) % kLine);
+  const std::size_t lines = (size - head) / kLine * kLine;
+  CopyShared(to, from, head);
+  if (kWide) {
+    StreamLinesWide(to + head, from + head, lines);
+  } else {
+    StreamLines(to + head, from + head, lines);
+  }
   // Such stores are ordered by nothing else, not even by a release.
   _mm_sfence();
-  CopyShared(to + lines * 64, from, size % 64);
+  CopyShared(to + head + lines, from + head + lines, size - head - lines);
 }
 #endif
 
@@ -141,14 +168,13 @@ std::size_t SameSharedPattern(const std::byte* from, std::size_t size, std::uint
 #if defined(__x86_64__)
 namespace {
 
-constexpr std::size_t kLine = 64;
-enum class FlushWith : std::uint8_t { kClflush, kClflushopt, kClwb };
+constexpr std::size_t kFlushLine = 64;
 
 [[gnu::target("clflushopt")]] void FlushUnordered(std::byte* at, const std::byte* end) {
-  for (; at < end; at += kLine) _mm_clflushopt(at);
+  for (; at < end; at += kFlushLine) _mm_clflushopt(at);
 }
 [[gnu::target("clwb")]] void WriteBack(std::byte* at, const std::byte* end) {
-  for (; at < end; at += kLine) _mm_clwb(at);
+  for (; at < end; at += kFlushLine) _mm_clwb(at);
 }
 // Bits of EBX of CPUID leaf 7.
 unsigned FlushFeatures() {
@@ -167,13 +193,13 @@ void FlushShared(std::byte* at, std::size_t size, CacheLines lines) {
   const bool clflushopt = (kFeatures >> 23 & 1) != 0;
   const bool clwb = (kFeatures >> 24 & 1) != 0;
   const std::byte* end = at + size;
-  at -= reinterpret_cast<std::uintptr_t>(at) % kLine;
+  at -= reinterpret_cast<std::uintptr_t>(at) % kFlushLine;
   if (lines == CacheLines::kKeep && clwb) {
     WriteBack(at, end);
   } else if (clflushopt) {
     FlushUnordered(at, end);
   } else {
-    for (; at < end; at += kLine) _mm_clflush(at);
+    for (; at < end; at += kFlushLine) _mm_clflush(at);
   }
   _mm_sfence();
 }

@@ -92,21 +92,22 @@ bool IsCrc(Opcode opcode) {
   return opcode == Opcode::kCrc || opcode == Opcode::kCopyCrc;
 }
 
-const Rule* AllowedRule(const CheckContext& context, Opcode opcode) {
+const Rule* AllowedRule(const CheckContext& context, Opcode opcode, bool in_batch) {
   const auto code = static_cast<std::uint8_t>(opcode);
   if (!IsIn(context.caps.operations, code) || !IsIn(context.limits.operations, code)) {
     return nullptr;
   }
   // DSA 8.3.2, 8.3.3: neither may be in a batch.
-  if (context.in_batch && (opcode == Opcode::kBatch || opcode == Opcode::kDrain)) return nullptr;
+  if (in_batch && (opcode == Opcode::kBatch || opcode == Opcode::kDrain)) return nullptr;
   return FindRule(code);
 }
 
-std::uint32_t InvalidFlags(const CheckContext& context, const Rule& rule, std::uint32_t flags) {
+std::uint32_t InvalidFlags(const CheckContext& context, const Rule& rule, std::uint32_t flags,
+                           bool in_batch) {
   std::uint32_t allowed = rule.allowed | kCommon;
   if (!context.caps.cache_control) allowed &= ~Flag::kCacheControl1;
   // DSA 5.5, table 5-4.
-  if (context.in_batch) allowed |= Flag::kFence;
+  if (in_batch) allowed |= Flag::kFence;
   if ((flags & Flag::kRecordValid) == 0) allowed &= ~(Flag::kRequestRecord | Flag::kRecordClass);
   if (IsCrc(rule.opcode) && (flags & Flag::kReadSeed) == 0) allowed &= ~kClass3;
   std::uint32_t invalid = (flags & ~allowed) | (rule.required & ~flags);
@@ -115,20 +116,26 @@ std::uint32_t InvalidFlags(const CheckContext& context, const Rule& rule, std::u
   return invalid;
 }
 
+#if defined(__x86_64__)
+// Bit n: byte n of the 16 at `part` is 0.
+std::uint64_t ZeroBytes(const __m128i* part) {
+  const __m128i equal = _mm_cmpeq_epi8(_mm_loadu_si128(part), _mm_setzero_si128());
+  return static_cast<std::uint16_t>(_mm_movemask_epi8(equal));
+}
+#endif
+
 // Bit n: byte n is not 0.
 std::uint64_t NonZeroBytes(const WorkDescriptor& descriptor) {
-  std::uint64_t zero = 0;
 #if defined(__x86_64__)
-  const auto* vectors = static_cast<const __m128i*>(static_cast<const void*>(&descriptor));
-  for (unsigned i = 0; i < 4; ++i) {
-    const __m128i equal = _mm_cmpeq_epi8(_mm_loadu_si128(vectors + i), _mm_setzero_si128());
-    zero |= std::uint64_t{static_cast<std::uint16_t>(_mm_movemask_epi8(equal))} << (16 * i);
-  }
+  const auto* parts = static_cast<const __m128i*>(static_cast<const void*>(&descriptor));
+  return ~(ZeroBytes(parts) | ZeroBytes(parts + 1) << 16 | ZeroBytes(parts + 2) << 32 |
+           ZeroBytes(parts + 3) << 48);
 #else
   const auto bytes = std::bit_cast<std::array<std::uint8_t, sizeof(descriptor)>>(descriptor);
-  for (unsigned i = 0; i < bytes.size(); ++i) zero |= std::uint64_t{bytes[i] == 0} << i;
+  std::uint64_t not_zero = 0;
+  for (unsigned i = 0; i < bytes.size(); ++i) not_zero |= std::uint64_t{bytes[i] != 0} << i;
+  return not_zero;
 #endif
-  return ~zero;
 }
 
 bool ReservedNotZero(const Rule& rule, const WorkDescriptor& descriptor) {
@@ -241,10 +248,10 @@ Completion CheckBatch(const CheckContext& context, const WorkDescriptor& descrip
 }  // namespace
 
 Completion CheckDescriptor(const CheckContext& context, const WorkDescriptor& descriptor,
-                           std::uint32_t& invalid_flags) {
-  const Rule* rule = AllowedRule(context, descriptor.opcode());
+                           bool in_batch, std::uint32_t& invalid_flags) {
+  const Rule* rule = AllowedRule(context, descriptor.opcode(), in_batch);
   if (rule == nullptr) return Completion::kBadOpcode;
-  invalid_flags = InvalidFlags(context, *rule, descriptor.flags());
+  invalid_flags = InvalidFlags(context, *rule, descriptor.flags(), in_batch);
   if (invalid_flags != 0) return Completion::kBadFlags;
   if (ReservedNotZero(*rule, descriptor)) return Completion::kReservedNotZero;
   if (descriptor.Has(Flag::kRequestInterrupt) &&

@@ -2,7 +2,7 @@
 
 // What a DSA looks at in a work descriptor before it does anything, and which error it reports.
 //
-//   const Completion verdict = CheckDescriptor(context, descriptor, invalid_flags);
+//   const Completion verdict = CheckDescriptor(context, descriptor, in_batch, invalid_flags);
 //
 // The specification lets a device check in any order (DSA 5.4). Ours, the first that applies:
 //
@@ -41,12 +41,11 @@ struct CheckContext {
   const ExecutorCaps& caps;
   const QueueLimits& limits;
   const ExecutorEnvironment& environment;
-  bool in_batch = false;
 };
 
 // kSuccess: nothing is wrong. `invalid_flags` is set with kBadFlags.
 [[nodiscard]] Completion CheckDescriptor(const CheckContext& context,
-                                         const WorkDescriptor& descriptor,
+                                         const WorkDescriptor& descriptor, bool in_batch,
                                          std::uint32_t& invalid_flags);
 
 }  // namespace postern::dsa::internal

@@ -230,6 +230,7 @@ TEST_CASE("descriptor: sizes of 0, 1, the queue's largest and one more") {
     CHECK(rig.Status(descriptor.Size(1)) == (dif ? 0x13 : delta ? 0x1c : 1));
     // So far apart that nothing overlaps.
     descriptor.From(0x200).To(ExecutorRig::kAfterHole);
+    if (opcode == Opcode::kCacheFlush) descriptor.From(0);
     if (opcode == Opcode::kComparePattern || opcode == Opcode::kCrc) descriptor.To(0);
     if (opcode == Opcode::kDifCheck) descriptor.To(0);
     if (opcode == Opcode::kDualcast) {

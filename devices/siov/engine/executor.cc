@@ -2,6 +2,7 @@
 
 #include <array>
 #include <bit>
+#include <cstddef>
 #include <optional>
 #include <utility>
 
@@ -17,8 +18,10 @@ using memory::Access;
 using memory::Gpa;
 using memory::GuestView;
 
-// Where a descriptor came from: its place in a batch, or the queue itself.
-using BatchIndex = std::optional<std::uint16_t>;
+// Where a descriptor came from: its place in a batch, or the queue itself. One word: to read as one
+// what was just stored in parts, as of an optional, makes the processor wait.
+using BatchIndex = std::uint32_t;
+constexpr BatchIndex kFromQueue = ~BatchIndex{0};
 
 bool IsSuccess(Completion status) {
   return status == Completion::kSuccess || status == Completion::kFalsePredicate ||
@@ -30,12 +33,28 @@ bool IsFault(Completion status) {
          status == Completion::kRecordFault;
 }
 
+// DSA 8.2. Word by word from the fields, not by way of a CompletionRecord: to read as eight bytes
+// what was just stored in pieces makes the processor wait.
+void WriteRecord(const GuestView& record, const OperationOutcome& outcome) {
+  static_assert(
+      offsetof(CompletionRecord, result) == 1 && offsetof(CompletionRecord, bytes_completed) == 4 &&
+      offsetof(CompletionRecord, fault_address) == 8 && offsetof(CompletionRecord, specific) == 16);
+  internal::Must(record.Write(8, le64(outcome.fault_address)));
+  internal::Must(record.Write(16, le64(outcome.specific[0])));
+  internal::Must(record.Write(24, le64(outcome.specific[1])));
+  const auto status = static_cast<std::uint8_t>(outcome.status);
+  // Pairs with the guest's reading of the status: it then sees the data and the rest of the record.
+  record.StoreRelease64(0, std::uint64_t{status} | outcome.status_bits |
+                               std::uint64_t{outcome.result} << 8 |
+                               std::uint64_t{outcome.bytes_completed} << 32);
+}
+
 // One call of Execute.
 class Execution {
  public:
   Execution(const OperationContext& context, const ExecutorCaps& caps, const QueueLimits& limits,
             ExecutorEnvironment& environment)
-      : context_(context), caps_(caps), limits_(limits), environment_(environment) {}
+      : context_(context), check_{caps, limits, environment}, environment_(environment) {}
 
   Executed Run(const WorkDescriptor& descriptor, BatchIndex index);
 
@@ -54,8 +73,7 @@ class Execution {
   void Report(const WorkDescriptor& descriptor, BatchIndex index, const OperationOutcome& outcome);
 
   const OperationContext& context_;
-  const ExecutorCaps& caps_;
-  const QueueLimits& limits_;
+  internal::CheckContext check_;
   ExecutorEnvironment& environment_;
 };
 
@@ -66,12 +84,11 @@ std::optional<OperationOutcome> Execution::FindRecord(const WorkDescriptor& desc
   if (address % kRecordSize != 0) {
     return OperationOutcome{.status = Completion::kRecordMisaligned};
   }
-  const Result<GuestView> view = context_.memory.View(Gpa(address), kRecordSize, Access::kWrite);
-  if (!view) {
+  record = context_.memory.Run(Gpa(address), kRecordSize);
+  if (record.size() != kRecordSize) {
     return OperationOutcome{
         .status = Completion::kRecordFault, .status_bits = kFaultOnWrite, .fault_address = address};
   }
-  record = *view;
   return std::nullopt;
 }
 
@@ -96,8 +113,8 @@ Executed Execution::Run(const WorkDescriptor& descriptor, BatchIndex index) {
 
 Execution::Done Execution::Work(const WorkDescriptor& descriptor, BatchIndex index) {
   std::uint32_t invalid_flags = 0;
-  const Completion verdict = internal::CheckDescriptor(
-      {caps_, limits_, environment_, index.has_value()}, descriptor, invalid_flags);
+  const Completion verdict =
+      internal::CheckDescriptor(check_, descriptor, index != kFromQueue, invalid_flags);
   if (verdict != Completion::kSuccess) {
     return {{.status = verdict, .specific = {invalid_flags, 0}}};
   }
@@ -165,7 +182,7 @@ Execution::Done Execution::RunBatch(const WorkDescriptor& batch) {
     }
     // DSA 3.9: what follows a fence is abandoned if anything before did not succeed.
     if (failed && descriptor->Has(Flag::kFence)) break;
-    const Executed one = Run(*descriptor, static_cast<std::uint16_t>(index));
+    const Executed one = Run(*descriptor, index);
     done.outcome.bytes += one.bytes;
     if (one.status == static_cast<std::uint8_t>(Completion::kNone)) {
       return {internal::Aborted(done.outcome.bytes), done.descriptors};
@@ -183,20 +200,7 @@ void Execution::Complete(const WorkDescriptor& descriptor, BatchIndex index,
   const bool success = IsSuccess(outcome.status);
   const bool has_record = descriptor.Has(Flag::kRecordValid);
   if (has_record && (!success || descriptor.Has(Flag::kRequestRecord))) {
-    const CompletionRecord filled{
-        .status = static_cast<std::uint8_t>(static_cast<std::uint8_t>(outcome.status) |
-                                            outcome.status_bits),
-        .result = outcome.result,
-        .bytes_completed = le32(outcome.bytes_completed),
-        .fault_address = le64(outcome.fault_address),
-        .specific = {le64(outcome.specific[0]), le64(outcome.specific[1])}};
-    const auto words = std::bit_cast<std::array<le64, 4>>(filled);
-    for (std::size_t i = 1; i < words.size(); ++i) {
-      internal::Must(record.Write(i * sizeof(le64), words[i]));
-    }
-    // Pairs with the guest's reading of the status: it then sees the data and the rest of the
-    // record.
-    record.StoreRelease64(0, words[0].get());
+    WriteRecord(record, outcome);
   }
   if ((!success && !has_record) || outcome.status == Completion::kBadHandle) {
     Report(descriptor, index, outcome);
@@ -220,17 +224,17 @@ void Execution::Report(const WorkDescriptor& descriptor, BatchIndex index,
   constexpr std::uint64_t kInfoValid = 1U << 7;
   std::uint64_t what = kValid | kDescriptorValid | kQueueValid;
   what |= std::uint64_t{static_cast<std::uint8_t>(outcome.status)} << 8;
-  what |= std::uint64_t{limits_.queue & 0xff} << 16;
+  what |= std::uint64_t{check_.limits.queue & 0xff} << 16;
   what |= std::uint64_t{static_cast<std::uint8_t>(descriptor.opcode())} << 32;
-  if (index) what |= kInBatch;
-  if (limits_.privileged) what |= kPrivileged;
+  if (index != kFromQueue) what |= kInBatch;
+  if (check_.limits.privileged) what |= kPrivileged;
   if (outcome.status_bits == kFaultOnWrite) what |= kWrite;
   std::uint64_t info = 0;
   if (outcome.status == Completion::kBadFlags) info = outcome.specific[0];
   if (outcome.status == Completion::kBadHandle) info = descriptor.handle.get();
   if (info != 0 || outcome.status == Completion::kBadHandle) what |= kInfoValid;
-  environment_.OnError({.queue = limits_.queue,
-                        .words = {what, info << 32 | index.value_or(0),
+  environment_.OnError({.queue = check_.limits.queue,
+                        .words = {what, info << 32 | (index != kFromQueue ? index : 0),
                                   IsFault(outcome.status) ? outcome.fault_address : 0, 0}});
 }
 
@@ -251,7 +255,7 @@ Executed Executor::Execute(const QueueLimits& limits, const siov::Descriptor& de
   Refresh();
   const OperationContext context{*memory_, environment_, checksums_};
   return Execution(context, caps_, limits, environment_)
-      .Run(std::bit_cast<WorkDescriptor>(descriptor), std::nullopt);
+      .Run(std::bit_cast<WorkDescriptor>(descriptor), kFromQueue);
 }
 
 void Executor::Rest() {

@@ -93,14 +93,14 @@ std::optional<std::uint64_t> Put(const OperationContext& context, std::uint64_t 
 
 OperationOutcome Move(const OperationContext& context, const WorkDescriptor& descriptor) {
   const std::uint64_t size = descriptor.size.get();
-  const Buffer source{descriptor.source.get(), Access::kRead};
-  const Buffer destination{descriptor.destination.get(), Access::kWrite};
-  const std::uint64_t ahead = destination.address - source.address;
-  if (ahead != 0 && ahead < size) return MoveDownwards(context, source, destination, size);
+  const std::array<Buffer, 2> buffers{
+      {{descriptor.source.get(), Access::kRead}, {descriptor.destination.get(), Access::kWrite}}};
+  const std::uint64_t ahead = descriptor.destination.get() - descriptor.source.get();
+  if (ahead != 0 && ahead < size) return MoveDownwards(context, buffers[0], buffers[1], size);
   // DSA 8.1.3.1: cache control 1 asks for the data in the cache.
   const bool streamed = size >= kStreamFrom && !descriptor.Has(Flag::kCacheControl1);
   const Stores stores = streamed ? Stores::kStreamed : Stores::kCached;
-  return ForPieces<2>(context, {{source, destination}}, size,
+  return ForPieces<2>(context, buffers, size,
                       [stores](const auto& views, std::uint64_t, std::uint64_t n) {
                         Must(views[0].CopyTo(0, views[1], 0, n, stores));
                         return true;

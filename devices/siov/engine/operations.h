@@ -75,10 +75,9 @@ template <std::size_t N, typename F>
     for (std::size_t i = 0; i < N; ++i) {
       const std::optional<memory::Gpa> at = At(buffers[i], done);
       if (!at) return Fault(buffers[i], buffers[i].address + done, done);
-      const Result<memory::GuestView> view = context.memory.ViewRun(*at, n, buffers[i].access);
-      if (!view) return Fault(buffers[i], at->value, done);
-      views[i] = *view;
-      n = view->size();
+      views[i] = context.memory.Run(*at, n);
+      n = views[i].size();
+      if (n == 0) return Fault(buffers[i], at->value, done);
     }
     if (!work(views, done, n)) break;
     done += n;

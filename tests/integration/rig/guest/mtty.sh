@@ -17,21 +17,25 @@ expect "mtty: serial ports of its driver" "$(echo $ports | wc -w)" "$(argument r
 expect "mtty: I/O ranges" "$(awk '$1 != 0 && $3 % 2 == 1' "$function/resource" | grep -c '^0x000000000000[1-9a-f]...')" "$(argument rig.ports)"
 sed -n '1,2s/^/# resource /p' "$function/resource"
 
+# Eight characters at a time: with sixteen in it, the kernel's port takes its buffer for empty and loses them all.
+wired=0
 for port in $ports; do
   stty -F "/dev/$port" raw -echo 115200 || fail "mtty: $port: stty" "exit code $?"
-  head -c 700 /dev/urandom | md5sum > /tmp/sent
-  for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do md5sum < /tmp/sent >> /tmp/sent; done
   exec 5<> "/dev/$port"
-  timeout 60 dd bs=1 count="$(wc -c < /tmp/sent)" of=/tmp/got <&5 2> /dev/null &
-  reader=$!
-  timeout 60 cat /tmp/sent >&5
-  wait "$reader"
+  rm -f /tmp/sent /tmp/got
+  for round in $(seq 24); do
+    printf '%07d\n' $((round * 391939)) >> /tmp/sent
+    printf '%07d\n' $((round * 391939)) >&5
+    timeout 20 dd bs=1 count=8 <&5 >> /tmp/got 2> /dev/null || break
+  done
+  expect "mtty: $port: what was written came back" "$(md5sum < /tmp/got) $(wc -c < /tmp/got)" "$(md5sum < /tmp/sent) 192"
+  # The line of a port is there while it is open.
+  counted=$(interrupts_of "$port")
+  [ "$counted" -gt 0 ] || fail "mtty: $port: wired interrupts" "none"
+  echo "RIG INTERRUPTS $counted of $port: $(grep "$port" /proc/interrupts | sed 's/^ *//; s/  */ /g')"
+  wired=$((wired + counted))
   exec 5>&-
-  expect "mtty: $port: what was written came back" "$(md5sum < /tmp/got)" "$(md5sum < /tmp/sent)"
-  expect "mtty: $port: bytes" "$(wc -c < /tmp/got)" "$(wc -c < /tmp/sent)"
 done
 devices
-wired=$(interrupts_of ttyS)
-echo "RIG INTERRUPTS $wired of$ports: $(grep ttyS /proc/interrupts | sed 's/^ *//; s/  */ /g')"
 if [ "$wired" -gt 0 ]; then pass "mtty: wired interrupts came"; else fail "mtty: wired interrupts came" "none"; fi
 the_end

@@ -3,7 +3,7 @@
 # where the guest may, and the kernel's own test of DMA engines, dmatest, on two queues. The emulated processor lacks
 # MOVDIR64B: a module of the guest carries the instruction out in eight stores; of the driver nothing is changed.
 # POSTERN_LONG in the environment: 10,000 copies a queue in the measured run, as many as there is time for else.
-KERNELS="6.12 6.1"
+KERNELS=${SIOV_KERNELS:-"6.12 6.1"}
 GUEST_MODULES=(idxd)
 GUEST_IMAGE=(--built-module movdir64b --built-module dmatest --package-program accel-config=usr/bin/accel-config)
 RIG_TIMEOUT=${RIG_TIMEOUT:-2400}

@@ -83,7 +83,7 @@ read -r _
 copy "measured copies" "$copies" 4096 2
 echo "RIG AFTER"
 read -r _
-copy "large copies" "$few" 262144 2
+copy "large copies" "$few" 65536 2
 echo "RIG INTERRUPTS $(interrupts_of idxd-misc) of the device, $(interrupts_of 'idxd-portal|dsa.*wq') of its queues"
 
 must "a queue disabled" disable_queue wq0.1

@@ -7,11 +7,11 @@ KERNELS=${SIOV_KERNELS:-"6.12 6.1"}
 GUEST_MODULES=(idxd)
 GUEST_IMAGE=(--built-module movdir64b --built-module dmatest --package-program accel-config=usr/bin/accel-config)
 RIG_TIMEOUT=${RIG_TIMEOUT:-2400}
-RIG_ARGUMENTS=(--env "SIOV_COPIES=${SIOV_COPIES:-}")
+RIG_ARGUMENTS=(--env "SIOV_COPIES=${SIOV_COPIES:-}" --env "SIOV_FEW=${SIOV_FEW:-}")
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
-FEW=20
+FEW=${SIOV_FEW:-20}
 COPIES=${SIOV_COPIES:-$([ -n "${POSTERN_LONG:-}" ] && echo 10000 || echo 500)}
 
 ctl_metrics() { "$POSTERN" ctl ctl.sock metrics --json > "$1"; }
@@ -29,6 +29,10 @@ measured() {
   expect "$name: descriptors, and those completed with status 1, of $((2 * COPIES)) copies" \
     "$submitted $(difference 'devices.dsa.queue?_status_01')" "$((2 * COPIES)) $((2 * COPIES))"
   expect "$name: exits of the portals" "$(difference 'devices.dsa.queue?_portal_exits')" $(($2 * submitted))
+  expect "$name: trapped registers in the measured run" "$(difference 'devices.dsa.register_*')" 0
+  [ "$2" != 0 ] || for path in 'vcpus.*.mmio_exits' 'vcpus.*.kvm.mmio_exits'; do
+    expect "$name: $path in the measured run" "$(difference "$path")" 0
+  done
   figures differences before.json after.json 'devices.dsa.*' 'vcpus.*' | sed "s/^/#   $name: measured run: /"
 }
 # guest_with NAME KERNEL PROFILE VDEV-KEYS EXITS-PER-DESCRIPTOR [ARGUMENTS...]

@@ -23,12 +23,14 @@ name_queue() {
   put "$devices/dsa0/$1/type" kernel && put "$devices/dsa0/$1/name" "$1" || return
   [ ! -e "$devices/dsa0/$1/driver_name" ] || put "$devices/dsa0/$1/driver_name" dmaengine
 }
-# Linux 6.1 knows no driver_name: there the type alone says which driver.
+# configure_queue QUEUE [MORE...]. Linux 6.1 knows no driver_name: there the type alone says which driver.
 configure_queue() {
+  local queue=$1
+  shift
   local driver=
-  [ ! -e "$devices/dsa0/$1/driver_name" ] || driver="-d dmaengine"
+  [ ! -e "$devices/dsa0/$queue/driver_name" ] || driver="-d dmaengine"
   # shellcheck disable=SC2086
-  quietly accel-config config-wq "dsa0/$1" -g 0 -s 16 -p 10 -m dedicated -y kernel -n "$1" $driver
+  quietly accel-config config-wq "dsa0/$queue" "$@" -p 10 -m dedicated -y kernel -n "$queue" $driver
 }
 enable_queue() { if [ "$profile" = cfg ]; then quietly accel-config enable-wq "dsa0/$1"; else put "$drivers/dmaengine/bind" "$1"; fi; }
 disable_queue() { if [ "$profile" = cfg ]; then quietly accel-config disable-wq "dsa0/$1"; else put "$drivers/dmaengine/unbind" "$1"; fi; }
@@ -37,7 +39,7 @@ disable_device() { if [ "$profile" = cfg ]; then quietly accel-config disable-de
 start() {
   if [ "$profile" = cfg ]; then
     quietly accel-config config-engine dsa0/engine0.0 -g 0 || return
-    for queue in $queues; do configure_queue "$queue" || return; done
+    for queue in $queues; do configure_queue "$queue" -g 0 -s 16 || return; done
   else
     for queue in $queues; do name_queue "$queue" || return; done
   fi
@@ -66,8 +68,8 @@ unbind_driver() { put /sys/bus/pci/drivers/idxd/unbind "$1"; }
 must "the instruction" insmod /modules/movdir64b.ko
 must "dmatest" insmod /modules/dmatest.ko
 put $parameters/timeout 100000
-function=$(function_of idxd)
-if [ -z "$function" ]; then
+bdf=$(function_of idxd)
+if [ -z "$bdf" ]; then
   fail "idxd finds the device" "$(dmesg | grep -E 'idxd|dsa' | tail -n 1)"
   the_end
 fi
@@ -90,7 +92,7 @@ must "a queue disabled" disable_queue wq0.1
 expect "states with a queue disabled" "$(states)" "enabled enabled disabled "
 copy "copies on the other queue" "$few" 8192 1
 if [ "$profile" = cfg ]; then
-  # Disabling resets a queue; what it was configured to be is told anew.
+  # Disabling resets a queue: what may be told while the device is enabled is told anew. Group and size stay.
   must "the queue configured again" configure_queue wq0.1
   must "the queue enabled again" enable_queue wq0.1
   copy "copies with the queue enabled again" "$few" 8192 2
@@ -101,16 +103,16 @@ if [ "$profile" = cfg ]; then
   copy "copies after the device was disabled" "$few" 8192 2
 fi
 
-must "the driver unbound" unbind_driver "$function"
-must "the driver bound again" bind_driver "$function"
+must "the driver unbound" unbind_driver "$bdf"
+must "the driver bound again" bind_driver "$bdf"
 must "configured after binding" start
 copy "copies after binding" "$few" 8192 2
 
-must "the driver unbound for a reset" unbind_driver "$function"
-must "function-level reset" put "/sys/bus/pci/devices/$function/reset" 1
-must "the driver bound after the reset" bind_driver "$function"
+must "the driver unbound for a reset" unbind_driver "$bdf"
+must "function-level reset" put "/sys/bus/pci/devices/$bdf/reset" 1
+must "the driver bound after the reset" bind_driver "$bdf"
 must "configured after the reset" start
 copy "copies after the reset" "$few" 8192 2
-must "the driver unbound at the end" unbind_driver "$function"
+must "the driver unbound at the end" unbind_driver "$bdf"
 dmesg | grep -E 'idxd|dsa|dmatest|movdir64b' | grep -v summary | sed 's/^\[ *[0-9.]*\] /RIG DMESG /'
 the_end

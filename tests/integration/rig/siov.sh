@@ -7,7 +7,7 @@ KERNELS=${SIOV_KERNELS:-"6.12 6.1"}
 GUEST_MODULES=(idxd)
 GUEST_IMAGE=(--built-module movdir64b --built-module dmatest --package-program accel-config=usr/bin/accel-config)
 RIG_TIMEOUT=${RIG_TIMEOUT:-2400}
-RIG_ARGUMENTS=(--env "SIOV_COPIES=${SIOV_COPIES:-}" --env "SIOV_FEW=${SIOV_FEW:-}")
+RIG_ARGUMENTS=(--env "SIOV_COPIES=${SIOV_COPIES:-}" --env "SIOV_FEW=${SIOV_FEW:-}" --env "SIOV_APPEND=${SIOV_APPEND:-}")
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
@@ -44,7 +44,7 @@ guest_with() {
   rm -f ctl.sock
   vm_input=input.fifo vm_start "$name" --kernel "$VMLINUX" --initrd "$INITRD" --memory 256M --control ctl.sock --metrics metrics.json --movdir64b on \
     --vdev "type=dsa,id=dsa,profile=$profile,$keys" \
-    --cmdline "$BASE $QUICK rig.test=siov rig.profile=$profile rig.copies=$COPIES rig.few=$FEW" "$@"
+    --cmdline "$BASE $QUICK rig.test=siov rig.profile=$profile rig.copies=$COPIES rig.few=$FEW ${SIOV_APPEND:-}" "$@"
   wait_for "$name" "RIG READY" || return
   measured "$name" "$exits" || return
   echo >&7
@@ -65,7 +65,7 @@ exec 7<> input.fifo
 
 guest_with "6.12, cfg, polled" 6.12 cfg portal=polled,wqs=2 0
 guest_with "6.12, ro, polled" 6.12 ro portal=polled,wqs=2,wq-size=16 0
+guest_with "6.12, cfg, trapped, two processors" 6.12 cfg portal=trapped,wqs=2 8 --cpus 2
 guest_with "6.1, cfg, polled" 6.1 cfg portal=polled,wqs=2 0
 guest_with "6.1, ro, polled" 6.1 ro portal=polled,wqs=2,wq-size=16 0
-guest_with "6.12, cfg, trapped, two processors" 6.12 cfg portal=trapped,wqs=2 8 --cpus 2
 finish

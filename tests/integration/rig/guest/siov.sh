@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC1091,SC3043
 # A virtual DSA under the kernel's own driver, idxd. siov.sh is the other side.
 #   rig.profile=ro|cfg  rig.copies=N  copies a channel in the measured run  rig.few=N  in each of the others
 . /tests/lib.sh
@@ -63,7 +64,13 @@ copy() {
 }
 bind_driver() { put /sys/bus/pci/drivers/idxd/bind "$1" && function_is "$1"; }
 function_is() { [ "$(function_of idxd)" = "$1" ]; }
-unbind_driver() { put /sys/bus/pci/drivers/idxd/unbind "$1"; }
+# Queues and device are disabled first: unbound from an enabled device, idxd of 6.1.192 and 6.12.117 clears the configurations
+# of its queues after it has freed them (idxd_remove: idxd_unregister_devices, then the sub-driver's idxd_wq_disable_cleanup).
+unbind_driver() {
+  for queue in $queues; do [ "$(cat "$devices/dsa0/$queue/state")" = disabled ] || disable_queue "$queue" || return; done
+  disable_device || return
+  put /sys/bus/pci/drivers/idxd/unbind "$1"
+}
 
 must "the instruction" insmod /modules/movdir64b.ko
 must "dmatest" insmod /modules/dmatest.ko

@@ -26,7 +26,7 @@ name_queue() {
 }
 # configure_queue QUEUE [MORE...]. Linux 6.1 knows no driver_name: there the type alone says which driver.
 configure_queue() {
-  local queue=$1
+  local queue="$1"
   shift
   local driver=
   [ ! -e "$devices/dsa0/$queue/driver_name" ] || driver="-d dmaengine"
@@ -121,5 +121,5 @@ must "the driver bound after the reset" bind_driver "$bdf"
 must "configured after the reset" start
 copy "copies after the reset" "$few" 8192 2
 must "the driver unbound at the end" unbind_driver "$bdf"
-dmesg | grep -E 'idxd|dsa|dmatest|movdir64b' | grep -v summary | sed 's/^\[ *[0-9.]*\] /RIG DMESG /'
+dmesg | grep -E 'idxd|dsa|dmatest|movdir64b' | grep -vE 'summary|(Added|Started) [0-9]' | sed 's/^\[ *[0-9.]*\] /RIG DMESG /'
 the_end

@@ -35,7 +35,14 @@ configure_queue() {
 }
 enable_queue() { if [ "$profile" = cfg ]; then quietly accel-config enable-wq "dsa0/$1"; else put "$drivers/dmaengine/bind" "$1"; fi; }
 disable_queue() { if [ "$profile" = cfg ]; then quietly accel-config disable-wq "dsa0/$1"; else put "$drivers/dmaengine/unbind" "$1"; fi; }
-enable_device() { if [ "$profile" = cfg ]; then quietly accel-config enable-device dsa0; else put "$drivers/idxd/bind" dsa0; fi; }
+# A device that came configured was enabled when it was found.
+enable_device() {
+  if [ "$profile" = cfg ]; then
+    quietly accel-config enable-device dsa0
+  else
+    [ "$(cat "$devices/dsa0/state")" = enabled ] || put "$drivers/idxd/bind" dsa0
+  fi
+}
 disable_device() { if [ "$profile" = cfg ]; then quietly accel-config disable-device dsa0; else put "$drivers/idxd/unbind" dsa0; fi; }
 start() {
   if [ "$profile" = cfg ]; then

@@ -2,8 +2,8 @@
 """figures - reads a metrics file of Postern (its last line).
 
   figures.py show FILE           what the log says of assigned devices and processors: counters that are not 0
-  figures.py nonzero FILE PATH...   names and values of what is not 0, e.g. of devices.dsa.*
-  figures.py differences BEFORE AFTER PATH...   names and differences of what changed
+  figures.py nonzero FILE PATH...   names and values of what is not 0, e.g. of devices.dsa.*, a line a path
+  figures.py differences BEFORE AFTER PATH...   names and differences of what changed, a line a path
   figures.py get FILE PATH...    values, e.g. devices.device0.vfio_resets; "*" in a name: the sum of all that match
 """
 
@@ -43,7 +43,7 @@ def leaves(tree, path):
 
 
 def print_numbers(numbers):
-    print(*[f"{name} {value}" for name, value in numbers.items() if value], sep="\n")
+    print(", ".join(f"{name} {value}" for name, value in numbers.items() if value) or "none")
 
 
 def differences(before, after, paths):

@@ -3,15 +3,15 @@
 # where the guest may, and the kernel's own test of DMA engines, dmatest, on two queues. The emulated processor lacks
 # MOVDIR64B: a module of the guest carries the instruction out in eight stores; of the driver nothing is changed.
 # POSTERN_LONG in the environment: 10,000 copies a queue in the measured run, as many as there is time for else.
-KERNELS="6.12 6.1"
+KERNELS=${SIOV_KERNELS:-"6.12 6.1"}
 GUEST_MODULES=(idxd)
 GUEST_IMAGE=(--built-module movdir64b --built-module dmatest --package-program accel-config=usr/bin/accel-config)
 RIG_TIMEOUT=${RIG_TIMEOUT:-2400}
-RIG_ARGUMENTS=(--env "SIOV_COPIES=${SIOV_COPIES:-}")
+RIG_ARGUMENTS=(--env "SIOV_COPIES=${SIOV_COPIES:-}" --env "SIOV_FEW=${SIOV_FEW:-}" --env "SIOV_APPEND=${SIOV_APPEND:-}")
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
-FEW=20
+FEW=${SIOV_FEW:-20}
 COPIES=${SIOV_COPIES:-$([ -n "${POSTERN_LONG:-}" ] && echo 10000 || echo 500)}
 
 ctl_metrics() { "$POSTERN" ctl ctl.sock metrics --json > "$1"; }
@@ -29,6 +29,10 @@ measured() {
   expect "$name: descriptors, and those completed with status 1, of $((2 * COPIES)) copies" \
     "$submitted $(difference 'devices.dsa.queue?_status_01')" "$((2 * COPIES)) $((2 * COPIES))"
   expect "$name: exits of the portals" "$(difference 'devices.dsa.queue?_portal_exits')" $(($2 * submitted))
+  expect "$name: trapped registers in the measured run" "$(difference 'devices.dsa.register_*')" 0
+  [ "$2" != 0 ] || for path in 'vcpus.*.mmio_exits' 'vcpus.*.kvm.mmio_exits'; do
+    expect "$name: $path in the measured run" "$(difference "$path")" 0
+  done
   figures differences before.json after.json 'devices.dsa.*' 'vcpus.*' | sed "s/^/#   $name: measured run: /"
 }
 # guest_with NAME KERNEL PROFILE VDEV-KEYS EXITS-PER-DESCRIPTOR [ARGUMENTS...]
@@ -40,7 +44,7 @@ guest_with() {
   rm -f ctl.sock
   vm_input=input.fifo vm_start "$name" --kernel "$VMLINUX" --initrd "$INITRD" --memory 256M --control ctl.sock --metrics metrics.json --movdir64b on \
     --vdev "type=dsa,id=dsa,profile=$profile,$keys" \
-    --cmdline "$BASE $QUICK rig.test=siov rig.profile=$profile rig.copies=$COPIES rig.few=$FEW" "$@"
+    --cmdline "$BASE $QUICK rig.test=siov rig.profile=$profile rig.copies=$COPIES rig.few=$FEW ${SIOV_APPEND:-}" "$@"
   wait_for "$name" "RIG READY" || return
   measured "$name" "$exits" || return
   echo >&7
@@ -61,7 +65,7 @@ exec 7<> input.fifo
 
 guest_with "6.12, cfg, polled" 6.12 cfg portal=polled,wqs=2 0
 guest_with "6.12, ro, polled" 6.12 ro portal=polled,wqs=2,wq-size=16 0
+guest_with "6.12, cfg, trapped, two processors" 6.12 cfg portal=trapped,wqs=2 8 --cpus 2
 guest_with "6.1, cfg, polled" 6.1 cfg portal=polled,wqs=2 0
 guest_with "6.1, ro, polled" 6.1 ro portal=polled,wqs=2,wq-size=16 0
-guest_with "6.12, cfg, trapped, two processors" 6.12 cfg portal=trapped,wqs=2 8 --cpus 2
 finish

@@ -70,8 +70,8 @@ std::uint16_t internal::PortableCrc16(std::uint16_t state, const std::byte* data
 }
 
 std::span<const Checksums> AllChecksums() {
-  static const Variants kVariants = FindVariants();
-  return std::span(kVariants.all).first(kVariants.count);
+  static const Variants variants = FindVariants();
+  return std::span(variants.all).first(variants.count);
 }
 
 }  // namespace postern::dsa

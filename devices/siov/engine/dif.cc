@@ -181,7 +181,7 @@ class DifRun {
   DifFields fields_;
   TagCounter source_tags_;
   TagCounter destination_tags_;
-  std::array<std::byte, kLargestBlock + kTagsSize> data_;
+  std::array<std::byte, kLargestBlock + kTagsSize> data_{};
 };
 
 }  // namespace

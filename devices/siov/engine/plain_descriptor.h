@@ -12,7 +12,7 @@
 namespace postern::dsa {
 
 struct PlainExecutor::Raw {
-  std::array<std::uint8_t, 64> b;
+  std::array<std::uint8_t, 64> b{};
 
   [[nodiscard]] std::uint64_t N(unsigned at, unsigned size) const {
     std::uint64_t value = 0;

@@ -124,7 +124,7 @@ bool PlainExecutor::IsWhole(std::uint64_t address, std::uint64_t size) {
 }
 
 Executed PlainExecutor::Execute(const QueueLimits& limits, const siov::Descriptor& descriptor) {
-  Raw raw;
+  Raw raw{};
   for (std::size_t i = 0; i < raw.b.size(); ++i)
     raw.b[i] = static_cast<std::uint8_t>(descriptor[i]);
   return One(limits, raw, std::nullopt);

@@ -59,8 +59,8 @@ class PlainExecutor {
   Executed One(const QueueLimits& limits, const Raw& raw, std::optional<unsigned> index);
   bool IsWhole(std::uint64_t address, std::uint64_t size);
   Answer Check(const QueueLimits& limits, const Raw& raw, bool in_batch);
-  std::uint32_t WrongFlags(const Raw& raw, bool in_batch) const;
-  Answer CheckNumbers(const QueueLimits& limits, const Raw& raw) const;
+  [[nodiscard]] std::uint32_t WrongFlags(const Raw& raw, bool in_batch) const;
+  [[nodiscard]] Answer CheckNumbers(const QueueLimits& limits, const Raw& raw) const;
   Answer Do(const QueueLimits& limits, const Raw& raw);
   void Finish(const QueueLimits& limits, const Raw& raw, std::optional<unsigned> index,
               const Answer& answer);

@@ -40,7 +40,7 @@ PlainExecutor::Answer PlainExecutor::Batch(const QueueLimits& limits, const Raw&
   Answer answer;
   bool all_good = true;
   for (unsigned i = 0; i < raw.size(); ++i) {
-    Raw inner;
+    Raw inner{};
     for (unsigned j = 0; j < 64; ++j) {
       const std::uint8_t* byte = PlainByte(memory_, raw.src(), std::uint64_t{i} * 64 + j);
       if (byte == nullptr) {
@@ -212,18 +212,18 @@ PlainExecutor::Answer PlainExecutor::Crc(const Raw& raw) {
 }
 
 struct PlainExecutor::DifState {
-  unsigned op;
-  unsigned block;
-  unsigned read;
-  unsigned written;
-  unsigned src_flags;
-  unsigned dst_flags;
-  std::uint64_t src_ref;
-  std::uint64_t src_app;
-  std::uint64_t src_mask;
-  std::uint64_t dst_ref;
-  std::uint64_t dst_app;
-  std::uint64_t dst_mask;
+  unsigned op = 0;
+  unsigned block = 0;
+  unsigned read = 0;
+  unsigned written = 0;
+  unsigned src_flags = 0;
+  unsigned dst_flags = 0;
+  std::uint64_t src_ref = 0;
+  std::uint64_t src_app = 0;
+  std::uint64_t src_mask = 0;
+  std::uint64_t dst_ref = 0;
+  std::uint64_t dst_app = 0;
+  std::uint64_t dst_mask = 0;
   std::uint64_t n = 0;  // blocks done
 };
 

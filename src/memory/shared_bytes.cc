@@ -68,12 +68,12 @@ void StreamLines(std::byte* to, const std::byte* from, std::size_t size) {
 
 // The two do not overlap.
 void StreamShared(std::byte* to, const std::byte* from, std::size_t size) {
-  static const bool kWide = __builtin_cpu_supports("avx512f") != 0;
+  static const bool wide = __builtin_cpu_supports("avx512f") != 0;
   const std::size_t head =
       std::min<std::size_t>(size, (0 - reinterpret_cast<std::uintptr_t>(to)) % kLine);
   const std::size_t lines = (size - head) / kLine * kLine;
   CopyShared(to, from, head);
-  if (kWide) {
+  if (wide) {
     StreamLinesWide(to + head, from + head, lines);
   } else {
     StreamLines(to + head, from + head, lines);
@@ -189,9 +189,9 @@ unsigned FlushFeatures() {
 
 void FlushShared(std::byte* at, std::size_t size, CacheLines lines) {
   // Asked once: in a guest CPUID is an exit.
-  static const unsigned kFeatures = FlushFeatures();
-  const bool clflushopt = (kFeatures >> 23 & 1) != 0;
-  const bool clwb = (kFeatures >> 24 & 1) != 0;
+  static const unsigned features = FlushFeatures();
+  const bool clflushopt = (features >> 23 & 1) != 0;
+  const bool clwb = (features >> 24 & 1) != 0;
   const std::byte* end = at + size;
   at -= reinterpret_cast<std::uintptr_t>(at) % kFlushLine;
   if (lines == CacheLines::kKeep && clwb) {

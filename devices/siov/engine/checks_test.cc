@@ -62,7 +62,7 @@ struct Rules {
 // operation beside 2, 3, 4 and 12, on a device with cache control and without what GENCAP does not
 // advertise.
 const std::map<Opcode, Rules>& Table() {
-  static const std::map<Opcode, Rules> kTable{
+  static const std::map<Opcode, Rules> table{
       {Opcode::kNoop, {{{16, 35}, {38, 63}}, 0}},
       {Opcode::kBatch, {{{24, 31}, {38, 63}}, 1 << 9}},
       {Opcode::kDrain, {{{16, 35}, {38, 63}}, 3 << 18}},
@@ -81,7 +81,7 @@ const std::map<Opcode, Rules>& Table() {
       {Opcode::kDifUpdate, {{{38, 39}, {43, 47}}, 1 << 8 | 3 << 9 | 1 << 13}},
       {Opcode::kCacheFlush, {{{16, 23}, {38, 63}}, 1 << 8 | 1 << 10 | 1 << 13}},
   };
-  return kTable;
+  return table;
 }
 
 ExecutorCaps WithCacheControl() {

@@ -24,6 +24,7 @@ std::vector<std::byte> Bytes(std::string_view text) {
 
 std::vector<std::byte> Count(int from, int step) {
   std::vector<std::byte> bytes;
+  bytes.reserve(32);
   for (int i = 0; i < 32; ++i) bytes.push_back(static_cast<std::byte>(from + step * i));
   return bytes;
 }

@@ -46,7 +46,7 @@ Ran Check(ExecutorRig& rig, std::uint8_t dif_flags, std::uint8_t source_flags, c
 std::array<std::uint32_t, 3> TagsOf(const ExecutorRig& rig, std::uint64_t at,
                                     std::uint8_t dif_flags, std::uint32_t n) {
   const std::uint32_t block = kBlocks[dif_flags & 3];
-  const std::vector<std::byte> raw = rig.Load(at + (block + 8) * n + block, 8);
+  const std::vector<std::byte> raw = rig.Load(at + std::uint64_t{block + 8} * n + block, 8);
   std::array<std::uint32_t, 8> b{};
   for (std::size_t i = 0; i < 8; ++i) b[i] = static_cast<std::uint32_t>(raw[i]);
   return {b[0] << 8 | b[1], b[2] << 8 | b[3], b[4] << 24 | b[5] << 16 | b[6] << 8 | b[7]};
@@ -65,7 +65,7 @@ TEST_CASE("dif: inserted tags are big-endian, count as asked and can be checked,
       // The record has what the next block would have, at bytes 24..31.
       CHECK(inserted.record.specific[0].get() == 0);
       CHECK(inserted.record.specific[1].get() == (0xabcdULL << 48 | 0xf000ULL << 32 | 1));
-      const std::vector<std::byte> data = Pattern(kBlocks[size] * 3U);
+      const std::vector<std::byte> data = Pattern(std::size_t{kBlocks[size]} * 3);
       for (std::uint32_t n = 0; n < 3; ++n) {
         std::uint16_t guard = AllChecksums().back().crc16_t10(
             (inverted & 4) != 0 ? 0xffff : 0, data.data() + std::size_t{kBlocks[size]} * n,
@@ -208,8 +208,9 @@ TEST_CASE("dif: stripped data is the data, and stripping checks first") {
     const Ran ran = strip(0);
     CHECK(ran.record.status == 1);
     CHECK(ran.record.specific[0].get() == (6ULL << 48 | 8));
-    CHECK(rig.Load(kOut, kBlocks[size] * 3U) == Pattern(kBlocks[size] * 3U));
-    CHECK(rig.Load(kOut + kBlocks[size] * 3U, 8) == std::vector<std::byte>(8));
+    CHECK(rig.Load(kOut, std::size_t{kBlocks[size]} * 3) ==
+          Pattern(std::size_t{kBlocks[size]} * 3));
+    CHECK(rig.Load(kOut + std::size_t{kBlocks[size]} * 3, 8) == std::vector<std::byte>(8));
     // The second block is wrong: the first is written, the second is not.
     ExecutorRig again;
     REQUIRE(Insert(again, size, 0, tags).record.status == 1);
@@ -239,7 +240,7 @@ TEST_CASE("dif: an update writes new tags or passes the old ones") {
     const Ran ran = rig.Run(Describe(Opcode::kDifUpdate)
                                 .From(kTagged)
                                 .To(kOut)
-                                .Size(520 * 3)
+                                .Size(std::size_t{520} * 3)
                                 .With(DifFields{.source_flags = 0x20,
                                                 .destination_flags = pass,
                                                 .flags = 0,
@@ -262,12 +263,12 @@ TEST_CASE("dif: a fault leaves whole blocks and the tags to go on with") {
   ExecutorRig rig;
   const DifTags tags = Tags(5, 0, 6);
   REQUIRE(Insert(rig, 0, 0x10, tags).record.status == 1);
-  const std::vector<std::byte> tagged = rig.Load(kTagged, 520 * 3);
+  const std::vector<std::byte> tagged = rig.Load(kTagged, std::size_t{520} * 3);
   rig.Store(ExecutorRig::kHole - 600, std::span(tagged).first(600));
   const Ran read = rig.Run(Describe(Opcode::kDifStrip)
                                .From(ExecutorRig::kHole - 600)
                                .To(kOut)
-                               .Size(520 * 3)
+                               .Size(std::size_t{520} * 3)
                                .With(DifFields{.source_flags = 0x10, .source = tags}));
   CHECK(read.record.status == 0x03);
   CHECK(read.bytes_completed() == 520);

@@ -100,7 +100,7 @@ class ExecutorRig {
     const std::size_t errors = environment.errors.size();
     Store(record_at, std::vector<std::byte>(kRecordSize));
     const std::string difference = pair_.Run(limits, descriptor);
-    CHECK(difference == "");
+    CHECK_MESSAGE(difference.empty(), difference);
     Ran ran;
     ran.executed = pair_.last();
     ran.record = RecordAt(record_at);

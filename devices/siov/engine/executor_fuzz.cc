@@ -21,7 +21,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   while (!sequence.empty()) {
     sequence.Scribble();
     const std::string difference = pair.Run(Sequence::Limits(), sequence.Next());
-    if (!difference.empty()) std::fprintf(stderr, "%s\n", difference.c_str());
+    if (!difference.empty()) (void)std::fprintf(stderr, "%s\n", difference.c_str());
     const bool executors_agree = difference.empty();
     CHECK(executors_agree);
   }

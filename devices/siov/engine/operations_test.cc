@@ -23,7 +23,7 @@ TEST_CASE("move: any overlap comes out as if there had been a copy between") {
     CAPTURE(distance);
     std::vector<std::byte> model = Pattern(0x400);
     rig.Store(0x3f00, model);
-    const auto to = static_cast<std::uint64_t>(0x4000 + distance);
+    const auto to = std::uint64_t{0x4000} + static_cast<std::uint64_t>(distance);
     CHECK(rig.Status(Describe(Opcode::kMove).From(0x4000).To(to).Size(64)) == 1);
     std::memmove(model.data() + (to - 0x3f00), model.data() + 0x100, 64);
     CHECK(rig.Load(0x3f00, 0x400) == model);

@@ -144,7 +144,7 @@ case_two_guests() {
 
 # The machine that was reset is started again at once, with the device; the third one changes its kernel in place.
 case_restart() {
-  local name=$1 stage MEMORY_MIB=256 # another kernel may take half of it, unpacked
+  local name=$1 stage VM_LIMIT=$((2 * VM_LIMIT)) MEMORY_MIB=256 # two kernels, of which the second takes half of it unpacked
   local -A codes=([reset]=3 [reboot]=3 [kexec]=0)
   use_kernel 6.12
   sum=$(sum_of "$nvme")

@@ -19,30 +19,16 @@
 #include "src/base/check.h"
 #include "src/base/event_loop.h"
 #include "src/base/log.h"
+#include "tests/support/fuzz_input.h"
 #include "vfio/fake_host_device.h"
 
 using namespace postern;  // NOLINT(google-build-using-namespace)
+using postern::testing::FuzzInput;
 
 namespace {
 
-class Input {
- public:
-  Input(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
-  [[nodiscard]] bool left() const { return size_ != 0; }
-  std::uint64_t Take(std::size_t bytes) {
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < bytes && size_ != 0; ++i, ++data_, --size_)
-      value |= std::uint64_t{*data_} << (8 * i);
-    return value;
-  }
-
- private:
-  const std::uint8_t* data_;
-  std::size_t size_;
-};
-
 // A size near a power of two, any number, or nothing.
-std::uint64_t TakeSize(Input& input) {
+std::uint64_t TakeSize(FuzzInput& input) {
   const auto how = static_cast<std::uint8_t>(input.Take(1));
   if (how < 0x40) return 0;
   if (how < 0xf0) return (std::uint64_t{1} << (how % 20)) + (how >= 0xe0 ? input.Take(2) : 0);
@@ -50,7 +36,7 @@ std::uint64_t TakeSize(Input& input) {
 }
 
 // As HostDevice's contract has it: page aligned, inside the region, ascending.
-void TakeAreas(Input& input, vfio::RegionInfo& region) {
+void TakeAreas(FuzzInput& input, vfio::RegionInfo& region) {
   std::uint64_t next = 0;
   const std::uint64_t count = input.Take(1) % 5;
   for (std::uint64_t i = 0; i < count; ++i) {
@@ -62,7 +48,7 @@ void TakeAreas(Input& input, vfio::RegionInfo& region) {
   }
 }
 
-std::unique_ptr<vfio::FakeHostDevice> TakeDevice(Input& input) {
+std::unique_ptr<vfio::FakeHostDevice> TakeDevice(FuzzInput& input) {
   auto device = std::make_unique<vfio::FakeHostDevice>();
   const auto shape = static_cast<std::uint8_t>(input.Take(1));
   if ((shape & 1) != 0) device->AddMsix(static_cast<std::uint16_t>(1 + input.Take(1)));
@@ -158,7 +144,7 @@ void State(vfio::VfioFunction& function, bool reset) {
   CHECK(restored.has_value() || restored.error().code != Errc::kBadFormat);
 }
 
-void Step(Input& input, Watch& watch, EventLoop& loop, int& error) {
+void Step(FuzzInput& input, Watch& watch, EventLoop& loop, int& error) {
   const auto control = static_cast<std::uint8_t>(input.Take(1));
   const std::size_t width = std::size_t{1} << (control & 3);
   const bool write = (control & 4) != 0;
@@ -209,7 +195,7 @@ void Step(Input& input, Watch& watch, EventLoop& loop, int& error) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   log::SetLevel(LogLevel::kOff);
-  Input input(data, size);
+  FuzzInput input(data, size);
   pci::FakeBridge bridge;
   auto loop = EventLoop::Create().value();
   auto fake = TakeDevice(input);

@@ -12,31 +12,16 @@
 #include "devices/pci/fake_function.h"
 #include "src/base/check.h"
 #include "src/base/log.h"
+#include "tests/support/fuzz_input.h"
 
 using postern::pci::Bdf;
 using postern::pci::FakeBridge;
 using postern::pci::FakeFunction;
 using postern::pci::RootPort;
 using postern::pci::Window;
+using postern::testing::FuzzInput;
 
 namespace {
-
-class Input {
- public:
-  Input(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
-  [[nodiscard]] bool left() const { return size_ != 0; }
-  std::uint64_t Take(std::size_t bytes) {
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < bytes && size_ != 0; ++i, ++data_, --size_) {
-      value |= std::uint64_t{*data_} << (8 * i);
-    }
-    return value;
-  }
-
- private:
-  const std::uint8_t* data_;
-  std::size_t size_;
-};
 
 void Access(postern::bus::Bus& bus, std::uint64_t address, std::size_t width, bool write,
             std::uint64_t value) {
@@ -99,7 +84,7 @@ void Control(RootPort& port, FakeFunction& function, unsigned what, int& pending
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   postern::log::SetLevel(postern::LogLevel::kOff);
-  Input input(data, size);
+  FuzzInput input(data, size);
   static const std::unique_ptr<postern::EventLoop> loop = postern::EventLoop::Create().value();
   FakeBridge bridge(3);
   std::vector<std::unique_ptr<FakeFunction>> functions;

@@ -12,8 +12,10 @@
 #include "devices/virtio/transport_rig.h"
 #include "src/base/check.h"
 #include "src/base/log.h"
+#include "tests/support/fuzz_input.h"
 
 using postern::testing::DriverQueue;
+using postern::testing::FuzzInput;
 using postern::testing::MmioRig;
 using postern::testing::PciRig;
 using postern::testing::TransportRig;
@@ -22,25 +24,8 @@ namespace virtio = postern::virtio;
 
 namespace {
 
-class Input {
- public:
-  Input(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
-  [[nodiscard]] bool left() const { return size_ != 0; }
-  std::uint64_t Take(std::size_t bytes) {
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < bytes && size_ != 0; ++i, ++data_, --size_) {
-      value |= std::uint64_t{*data_} << (8 * i);
-    }
-    return value;
-  }
-
- private:
-  const std::uint8_t* data_;
-  std::size_t size_;
-};
-
 // A step of a plausible driver.
-void DriverStep(TransportRig& rig, DriverQueue& queue, Input& input) {
+void DriverStep(TransportRig& rig, DriverQueue& queue, FuzzInput& input) {
   switch (input.Take(1) % 10) {
     case 0:
       return rig.WriteStatus(static_cast<std::uint32_t>(input.Take(1)));
@@ -81,7 +66,7 @@ void DriverStep(TransportRig& rig, DriverQueue& queue, Input& input) {
 }
 
 template <typename Rig>
-void Run(Input& input, std::uint64_t base, std::uint64_t size) {
+void Run(FuzzInput& input, std::uint64_t base, std::uint64_t size) {
   Rig rig;
   DriverQueue queue = rig.MakeQueue(0);
   for (int step = 0; step < 256 && input.left(); ++step) {
@@ -124,7 +109,7 @@ void Run(Input& input, std::uint64_t base, std::uint64_t size) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   postern::log::SetLevel(postern::LogLevel::kOff);
-  Input input(data, size);
+  FuzzInput input(data, size);
   if (input.Take(1) % 2 == 0) {
     Run<PciRig>(input, PciRig::kBase, virtio::kBarSize);
   } else {

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 
-from riglib import RigError, digest, run
+from riglib import RigError, digest, download_packages, run
 
 PACKAGE = "linux-source-6.12"
 TOOLS = {"make": "make", "gcc": "gcc", "flex": "flex", "bison": "bison", "bc": "bc"}
@@ -29,8 +29,7 @@ MUST = ("IOMMUFD", "VFIO_DEVICE_CDEV", "VFIO_GROUP", "VFIO_PCI", "KVM_AMD", "SAM
 
 
 def _source(work):
-    print(f"rig: fetching {PACKAGE} (once)", file=sys.stderr)
-    run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", PACKAGE], f"fetching {PACKAGE}", cwd=work)
+    download_packages([PACKAGE], work)
     package = glob.glob(os.path.join(work, "*.deb"))[0]
     run(["dpkg", "-x", package, work], f"unpacking {PACKAGE}")
     archive = glob.glob(os.path.join(work, "usr/src/*.tar.xz"))[0]

@@ -234,9 +234,7 @@ def _download(package, work):
         raise RigError(f"apt knows no package {package}; the sources must have bookworm-security")
     match = re.match(r"(linux-image-[0-9][^ ,]*)", depends)
     real = match.group(1) if match else package
-    print(f"rig: fetching {real} (once)", file=sys.stderr)
-    # As root apt downloads as the user _apt, who may not write here.
-    run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", real], f"fetching {real}", cwd=work)
+    download_packages([real], work)
     files = [name for name in os.listdir(work) if name.endswith(".deb")]
     if len(files) != 1:
         raise RigError(f"fetching {real}: apt-get left no package")

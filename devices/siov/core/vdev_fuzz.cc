@@ -13,6 +13,7 @@
 #include "devices/siov/core/fake_vdev.h"
 #include "src/base/check.h"
 #include "src/base/log.h"
+#include "tests/support/fuzz_input.h"
 
 using postern::siov::Descriptor;
 using postern::siov::FakeDescriptor;
@@ -20,24 +21,9 @@ using postern::siov::FakePersonality;
 using postern::siov::FakeVdev;
 using postern::siov::PortalMode;
 using postern::siov::VdevState;
+using postern::testing::FuzzInput;
 
 namespace {
-
-class Input {
- public:
-  Input(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
-  [[nodiscard]] bool left() const { return size_ != 0; }
-  std::uint64_t Take(std::size_t bytes) {
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < bytes && size_ != 0; ++i, ++data_, --size_)
-      value |= std::uint64_t{*data_} << (8 * i);
-    return value;
-  }
-
- private:
-  const std::uint8_t* data_;
-  std::size_t size_;
-};
 
 std::array<std::byte, 8> Bytes(std::uint64_t value) {
   std::array<std::byte, 8> bytes{};
@@ -47,7 +33,8 @@ std::array<std::byte, 8> Bytes(std::uint64_t value) {
 
 class Run {
  public:
-  Run(Input& input, const postern::siov::FakeVdevOptions& options) : input_(input), f_(options) {
+  Run(FuzzInput& input, const postern::siov::FakeVdevOptions& options)
+      : input_(input), f_(options) {
     f_.EnableMsix(5);
   }
 
@@ -221,7 +208,7 @@ class Run {
     }
   }
 
-  Input& input_;
+  FuzzInput& input_;
   FakeVdev f_;
   std::uint64_t next_tag_ = 0;
   bool pieces_ = false;    // descriptors may be made of anything
@@ -232,7 +219,7 @@ class Run {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   postern::log::SetLevel(postern::LogLevel::kOff);
-  Input input(data, size);
+  FuzzInput input(data, size);
   const std::uint64_t kind = input.Take(1);
   postern::siov::FakeVdevOptions options;
   options.portal = static_cast<PortalMode>(kind % 3);

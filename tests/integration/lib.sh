@@ -45,7 +45,7 @@ doctest_cases() { "$ROOT/tests/integration/doctest_cases" "$@" || failures=$((fa
 # ends as it ended
 run_in_rig() {
   local code
-  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-$((1500 + ${POSTERN_LONG:+1500 +} 0))}" "$@" --env "POSTERN=$(realpath "$POSTERN")" --env POSTERN_BIN_DIR \
+  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-$((1100 + ${POSTERN_LONG:+2400 +} 0))}" "$@" --env "POSTERN=$(realpath "$POSTERN")" --env POSTERN_BIN_DIR \
     --env POSTERN_LONG -- bash "$(realpath "$0")"
   code=$?
   [ "$code" -le 1 ] || fail "$TEST" "the emulated host ended with exit code $code"

@@ -8,7 +8,7 @@ if [ -z "${RIG:-}" ]; then
   disk=$(mktemp /tmp/postern-rig.XXXXXX) || exit 1
   trap 'rm -f "$disk"' EXIT
   truncate -s 16M "$disk"
-  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-600}" --env "POSTERN=$(realpath "$POSTERN")" --module e1000e \
+  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-1100}" --env "POSTERN=$(realpath "$POSTERN")" --module e1000e \
     --disk "$disk" --qemu-arg=-netdev --qemu-arg=user,id=n0 --qemu-arg=-netdev --qemu-arg=user,id=n1 \
     --device i82801b11-bridge,id=old,addr=0x10 --device e1000e,netdev=n0,bus=old,addr=1 --device e1000e,netdev=n1,bus=old,addr=2 \
     -- bash "$(realpath "$0")"

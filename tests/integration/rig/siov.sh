@@ -6,7 +6,6 @@
 KERNELS=${SIOV_KERNELS:-"6.12 6.1"}
 GUEST_MODULES=(idxd)
 GUEST_IMAGE=(--built-module movdir64b --built-module dmatest --package-program accel-config=usr/bin/accel-config)
-RIG_TIMEOUT=${RIG_TIMEOUT:-2400}
 RIG_ARGUMENTS=(--env "SIOV_COPIES=${SIOV_COPIES:-}" --env "SIOV_FEW=${SIOV_FEW:-}" --env "SIOV_APPEND=${SIOV_APPEND:-}")
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"

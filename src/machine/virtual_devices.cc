@@ -1,66 +1,11 @@
 #include "src/machine/virtual_devices.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
-#include <fmt/format.h>
-
-#include "devices/siov/dsa/dsa_personality.h"
-#include "devices/siov/engine/descriptor_runner.h"
-#include "devices/siov/engine/engine.h"
-#include "devices/siov/engine/polled_pages.h"
+#include "src/machine/compose_vdev.h"
 
 namespace postern {
-namespace {
-
-// All the executor knows: 0x00 to 0x09, 0x10 to 0x15, 0x20 (OPCAP).
-constexpr siov::OperationSet kOperations = {0x1003f03ff};
-constexpr std::uint32_t kPolledEntries = 63;
-
-siov::PortalMode PortalOf(const VdevConfig& config, std::uint32_t cpus) {
-  switch (config.portal) {
-    case VdevConfig::Portal::kPolled:
-      return siov::PortalMode::kPolled;
-    case VdevConfig::Portal::kTrapped:
-      return siov::PortalMode::kTrapped;
-    case VdevConfig::Portal::kAuto:
-      break;
-  }
-  // What polled_page.h asks for: one CPU that stores, at most 63 descriptors under way.
-  const bool loses_nothing = cpus == 1 && config.wq_size <= kPolledEntries;
-  return loses_nothing ? siov::PortalMode::kPolled : siov::PortalMode::kTrapped;
-}
-
-Outcome<std::unique_ptr<dsa::Engine>> MakeEngine(const VdevConfig& config, const std::string& id,
-                                                 const memory::MemoryMap& memory) {
-  constexpr std::uint32_t kMostQueues = 8;
-  constexpr std::uint32_t kEntries = 128;
-  dsa::EngineOptions options;
-  options.name = id;
-  options.workers = config.engines;
-  options.queues = config.wqs != 0 ? config.wqs : kMostQueues;
-  options.entries = std::max(kEntries, options.queues * config.wq_size);
-  options.operations = kOperations;
-  options.poll.max_sleep = std::chrono::microseconds(config.poll_sleep_us);
-  Result<std::unique_ptr<dsa::Engine>> engine = dsa::Engine::Create(
-      options, {.runner = dsa::ExecutorRunners(memory, {.operations = kOperations}),
-                .polled = dsa::PolledPages()});
-  if (!engine) return HostFailure("cannot start its engine", engine.error());
-  return std::move(*engine);
-}
-
-dsa::DsaOptions DsaOptionsOf(const VdevConfig& config) {
-  dsa::DsaOptions options;
-  options.profile = config.profile == VdevConfig::Profile::kConfigurable
-                        ? dsa::DsaProfile::kConfigurable
-                        : dsa::DsaProfile::kReadOnly;
-  options.wqs = config.wqs;
-  options.wq_size = config.wq_size;
-  return options;
-}
-
-}  // namespace
 
 VirtualDevices::~VirtualDevices() {
   for (const Entry& entry : entries_) (void)host_.root.Remove(*entry.vdev);
@@ -68,27 +13,14 @@ VirtualDevices::~VirtualDevices() {
 
 Outcome<pci::PciFunction*> VirtualDevices::Add(const VdevConfig& config, const std::string& id,
                                                std::uint32_t cpus) {
-  Outcome<std::unique_ptr<dsa::Engine>> engine = MakeEngine(config, id, host_.memory);
-  if (!engine) return tl::unexpected(engine.error());
-  Result<std::unique_ptr<dsa::DsaPersonality>> personality =
-      dsa::DsaPersonality::Create(DsaOptionsOf(config), (*engine)->caps());
-  if (!personality) {
-    return ConfigFailure(fmt::format("cannot be composed: {}", personality.error().op),
-                         "change that key of --vdev");
-  }
-  const dsa::DsaShape& shape = (*personality)->shape();
-  const siov::PortalMode portal = PortalOf(config, cpus);
-  std::string detail = fmt::format("{}, {} queue{} of {}, {} portals, {}", (*personality)->name(),
-                                   shape.wqs, shape.wqs == 1 ? "" : "s", shape.wq_size,
-                                   portal == siov::PortalMode::kPolled ? "polled" : "trapped",
-                                   (*engine)->Describe());
-  Result<std::unique_ptr<siov::Vdev>> vdev =
-      siov::Vdev::Create({.name = id, .portal = portal}, std::move(*personality),
-                         std::move(*engine), {host_.interrupts, host_.loop});
-  if (!vdev) return HostFailure("cannot be composed", vdev.error());
-  if (Result<pci::Bdf> where = host_.root.Add(**vdev); !where)
+  Outcome<ComposedVdev> composed = ComposeVdev(
+      config, id,
+      {.interrupts = host_.interrupts, .memory = host_.memory, .loop = host_.loop, .cpus = cpus});
+  if (!composed) return tl::unexpected(composed.error());
+  if (Result<pci::Bdf> where = host_.root.Add(*composed->vdev); !where)
     return HostFailure("has no slot", where.error());
-  entries_.push_back({.id = id, .detail = std::move(detail), .vdev = std::move(*vdev)});
+  entries_.push_back(
+      {.id = id, .detail = std::move(composed->detail), .vdev = std::move(composed->vdev)});
   return entries_.back().vdev.get();
 }
 

@@ -47,7 +47,9 @@ LONG_SCRIPT_TIMEOUT = 3600
 LONG_FUZZ_SECONDS = 60
 # Not run without --long: they need a kernel that is built for them, or an emulator that Debian 12 does not have.
 LONG_SCRIPTS = ("rig/iommufd.sh", "rig/sriov.sh")
+HOST_STOOD_STILL = 75  # see tests/rig/rig --help
 PROGRESS_SECONDS = 30
+LOG_END_LINES = 80
 RESULT_LINE = re.compile(r"^(PASS|FAIL|SKIP) ([^\n]+)$")
 RELEASE_BINARY = "src/cli/postern"
 # What the scripts of the stage kvm run.
@@ -139,6 +141,12 @@ class Check:
             print(f"\r\x1b[K    {seconds:.0f} s  {last}", end="", flush=True)
         else:
             print(f"    {seconds:.0f} s  {last}", flush=True)
+
+    def show_end(self, stage):
+        """Of a log that nobody may be able to look into later."""
+        with open(self.log(stage), "rb") as file:
+            for line in file.read().decode(errors="replace").splitlines()[-LOG_END_LINES:]:
+                print(f"    | {line[:200]}", flush=True)
 
     def log(self, stage):
         return os.path.join(self.logs, stage + ".log")
@@ -335,6 +343,7 @@ class Check:
                 results.passed += part.passed
                 results.failed += part.failed
                 results.skipped += part.skipped
+                results.note = "; ".join(note for note in (results.note, part.note) if note)
 
     def script(self, stage, path, env):
         name = os.path.relpath(path, os.path.join(ROOT, "tests/integration"))
@@ -354,13 +363,20 @@ class Check:
                 results.skipped.append((case, reason or "no reason given"))
 
         timeout = LONG_SCRIPT_TIMEOUT if self.long else SCRIPT_TIMEOUT
-        code = self.run(f"{stage}-{os.path.basename(path)}", [path], env=env, timeout=timeout, on_line=line)
+        log = f"{stage}-{os.path.basename(path)}"
+        code = self.run(log, [path], env=env, timeout=timeout, on_line=line)
+        if code == HOST_STOOD_STILL:
+            results = Results()
+            results.note = f"{name} twice: its emulated host stood still"
+            code = self.run(log, [path], env=env, timeout=timeout, on_line=line)
         if code is None:
             results.failed.append((name, f"did not end within {timeout} s"))
         elif code != 0 and not results.failed:
             results.failed.append((name, f"ended with {code} and reported no failure"))
         elif not (results.passed or results.failed or results.skipped):
             results.failed.append((name, "reported no result"))
+        if code is None or code > 1:
+            self.show_end(log)
         return results
 
 

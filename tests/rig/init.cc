@@ -4,7 +4,8 @@
 //
 // Ports (see `rig`, which is the other end of each):
 //   vport0p1  control. rig -> init: key NUL value NUL pairs, the job's description, ended by "run".
-//             init -> rig: lines: "up", "exit CODE STDOUT_BYTES STDERR_BYTES", "error TEXT".
+//             init -> rig: lines: "up", "alive" (every few seconds from then on), "exit CODE
+//             STDOUT_BYTES STDERR_BYTES", "error TEXT".
 //   vport0p2  the job's standard output, or its terminal     vport0p3  its standard error
 //   vport0p4  its standard input (or the terminal's input)
 //
@@ -427,7 +428,8 @@ class Supervisor {
       // With the job gone, what its streams still hold is passed on; who else holds them open is
       // not waited for.
       bool finishing = exit_code_ >= 0;
-      bool progress = Step(finishing ? 0 : -1);
+      bool progress = Step(finishing ? 0 : kAliveSeconds * 1000);
+      TellAlive();
       if (finishing && !progress) break;
     }
     sync();
@@ -443,6 +445,14 @@ class Supervisor {
     sync();
     reboot(RB_POWER_OFF);
     while (true) pause();
+  }
+
+  void TellAlive() {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec < next_alive_) return;
+    next_alive_ = now.tv_sec + kAliveSeconds;
+    Tell("alive\n");
   }
 
   // One round of poll. True if anything moved.
@@ -538,8 +548,11 @@ class Supervisor {
     in_open_ = false;
   }
 
+  static constexpr int kAliveSeconds = 5;
+
   const Job& job_;
   ControlReader* control_;
+  time_t next_alive_ = 0;
   Streams streams_;
   Input input_;
   int signal_fd_ = -1;

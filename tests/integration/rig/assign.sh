@@ -111,10 +111,13 @@ case_two_groups() {
   use_kernel 6.12
   sums=("$(sum_of "$nvme")" "$(sum_of "$sata")")
   bind_devices "$name" "$nvme" "$sata"
-  guest_with "$name" assigned --device "host=$nvme" --device "host=$sata" -- \
+  # Each may reach the other's registers (a BAR mapped for DMA), which neither does.
+  guest_with "$name" assigned --device "host=$nvme,p2p=on" --device "host=$sata,p2p=on" -- \
     "rig.disks=nvme:/dev/nvme0n1:${sums[0]}:$half,ahci:/dev/sda:${sums[1]}:$half rig.kinds=nvme:msix,ahci:msi"
   guest_ends "$name" 0
   untroubled "$name"
+  expect "$name: peer-to-peer maps and refusals" \
+    "$(figures get "$name.metrics" 'devices.device*.vfio_p2p_maps' 'devices.device*.vfio_p2p_refused')" "2 0"
   unbind_devices "$name" "$nvme" "$sata"
   kept "$name: nvme" "$nvme" nvme
   kept "$name: ahci" "$sata" ahci

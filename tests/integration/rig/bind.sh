@@ -2,19 +2,15 @@
 # postern doctor --device, bind and unbind on a real kernel's drivers: an NVMe disk, and two network interfaces that share an
 # IOMMU group.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
-need bind "$POSTERN"
+TEST=bind
+need "$TEST" "$POSTERN"
 
 if [ -z "${RIG:-}" ]; then
   disk=$(mktemp /tmp/postern-rig.XXXXXX) || exit 1
   trap 'rm -f "$disk"' EXIT
   truncate -s 16M "$disk"
-  "$ROOT/tests/rig/rig" --timeout "${RIG_TIMEOUT:-1100}" --env "POSTERN=$(realpath "$POSTERN")" --module e1000e \
-    --disk "$disk" --qemu-arg=-netdev --qemu-arg=user,id=n0 --qemu-arg=-netdev --qemu-arg=user,id=n1 \
-    --device i82801b11-bridge,id=old,addr=0x10 --device e1000e,netdev=n0,bus=old,addr=1 --device e1000e,netdev=n1,bus=old,addr=2 \
-    -- bash "$(realpath "$0")"
-  code=$?
-  [ "$code" -le 1 ] || fail bind "the emulated host ended with exit code $code"
-  exit "$code"
+  run_in_rig --module e1000e --disk "$disk" --qemu-arg=-netdev --qemu-arg=user,id=n0 --qemu-arg=-netdev --qemu-arg=user,id=n1 \
+    --device i82801b11-bridge,id=old,addr=0x10 --device e1000e,netdev=n0,bus=old,addr=1 --device e1000e,netdev=n1,bus=old,addr=2
 fi
 
 WORK=$(mktemp -d /tmp/rigtest.XXXXXX)

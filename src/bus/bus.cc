@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "src/base/check.h"
 #include "src/base/log.h"
 #include "src/base/strong.h"
 
@@ -104,12 +105,14 @@ struct Bus::Impl {
     return address - entry->base < entry->size ? entry : nullptr;
   }
 
+  bool CountWidth(std::size_t size) {
+    if (IsWidth(size)) return true;
+    odd_widths.Add();
+    return false;
+  }
+
   // The entry that takes the whole access, or null after counting why there is none.
   Entry* Match(const Table& in, std::uint64_t address, std::size_t size, Counter& unmatched) {
-    if (!IsWidth(size)) {
-      odd_widths.Add();
-      return nullptr;
-    }
     Entry* entry = Find(in, address);
     if (entry == nullptr) {
       unmatched.Add();
@@ -120,6 +123,24 @@ struct Bus::Impl {
       return nullptr;
     }
     return entry;
+  }
+
+  // `store` is called with the handler that takes it, and the offset there.
+  template <typename F>
+  void Store(std::uint64_t address, std::span<const std::byte> data, const F& store) {
+    const std::shared_ptr<const Table> in = Snapshot();
+    if (Entry* entry = Match(*in, address, data.size(), unmatched_writes); entry != nullptr) {
+      const MutexLock lock(entry->lock);
+      if (entry->registered.load(std::memory_order_relaxed)) {
+        entry->writes.Add();
+        LOG_TRACE("bus", "{} +{:#x} write{} {:#x}", entry->name, address - entry->base,
+                  data.size() * 8, ToInteger(data));
+        store(entry->handler, address - entry->base);
+        return;
+      }
+      unmatched_writes.Add();
+    }
+    LOG_TRACE("bus", "{:#x} write of {} bytes is nobody's", address, data.size());
   }
 };
 
@@ -188,8 +209,11 @@ Result<Registration> Bus::Add(std::uint64_t base, std::uint64_t size, MmioHandle
 
 void Bus::Read(std::uint64_t address, std::span<std::byte> data) {
   const std::shared_ptr<const Impl::Table> table = impl_->Snapshot();
-  if (auto* entry = impl_->Match(*table, address, data.size(), impl_->unmatched_reads);
-      entry != nullptr) {
+  Impl::Entry* const entry =
+      impl_->CountWidth(data.size())
+          ? impl_->Match(*table, address, data.size(), impl_->unmatched_reads)
+          : nullptr;
+  if (entry != nullptr) {
     const MutexLock lock(entry->lock);
     if (entry->registered.load(std::memory_order_relaxed)) {
       entry->reads.Add();
@@ -205,20 +229,16 @@ void Bus::Read(std::uint64_t address, std::span<std::byte> data) {
 }
 
 void Bus::Write(std::uint64_t address, std::span<const std::byte> data) {
-  const std::shared_ptr<const Impl::Table> table = impl_->Snapshot();
-  if (auto* entry = impl_->Match(*table, address, data.size(), impl_->unmatched_writes);
-      entry != nullptr) {
-    const MutexLock lock(entry->lock);
-    if (entry->registered.load(std::memory_order_relaxed)) {
-      entry->writes.Add();
-      LOG_TRACE("bus", "{} +{:#x} write{} {:#x}", entry->name, address - entry->base,
-                data.size() * 8, ToInteger(data));
-      entry->handler.Write(address - entry->base, data);
-      return;
-    }
-    impl_->unmatched_writes.Add();
-  }
-  LOG_TRACE("bus", "{:#x} write of {} bytes is nobody's", address, data.size());
+  if (!impl_->CountWidth(data.size())) return;
+  impl_->Store(address, data,
+               [data](MmioHandler& handler, std::uint64_t offset) { handler.Write(offset, data); });
+}
+
+void Bus::WriteBlock(std::uint64_t address, Block data) {
+  CHECK(address % kBlockSize == 0);
+  impl_->Store(address, data, [data](MmioHandler& handler, std::uint64_t offset) {
+    handler.WriteBlock(offset, data);
+  });
 }
 
 void Bus::Drain() const {

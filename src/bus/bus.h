@@ -66,6 +66,8 @@ class Bus {
 
   void Read(std::uint64_t address, std::span<std::byte> data);
   void Write(std::uint64_t address, std::span<const std::byte> data);
+  // A direct store: nothing comes between its parts. `address` is a multiple of its size (CHECK).
+  void WriteBlock(std::uint64_t address, Block data);
 
   // Returns when no access that had begun before the call is still under way with a range that is
   // given up by now: a vCPU may have found such a range and still wait for the device's lock.
@@ -75,7 +77,7 @@ class Bus {
 
   [[nodiscard]] std::vector<RangeInfo> Ranges() const;
   // reads, writes, and the accesses that no range took: unmatched_reads, unmatched_writes,
-  // straddles, odd_widths.
+  // straddles, odd_widths. A block counts as one write.
   void ReportCounters(CounterSink& sink) const;
 
  private:

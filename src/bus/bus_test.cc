@@ -336,5 +336,28 @@ TEST_CASE(
   CHECK(served > 0);
 }
 
+TEST_CASE(
+    "bus: a block goes to one range, as eight writes of 8 bytes where it is not taken whole") {
+  Bus bus;
+  Mutex lock;
+  Recorder handler;
+  const Registration taken = Take(bus, 0x1000, 0x60, handler, lock);
+  std::array<std::byte, kBlockSize> block{};
+  for (std::size_t i = 0; i < block.size(); i += 8) block[i] = std::byte(i + 1);
+  bus.WriteBlock(0x1000, block);
+  REQUIRE(handler.writes.size() == 8);
+  for (std::size_t i = 0; i < 8; ++i)
+    CHECK(handler.writes[i] == std::pair<std::uint64_t, std::uint64_t>(8 * i, 8 * i + 1));
+  bus.WriteBlock(0x1040, block);  // half of it is outside
+  bus.WriteBlock(0x2000, block);
+  bus.WriteBlock(kTop - 63, block);
+  CHECK(handler.writes.size() == 8);
+  const CounterMap counters(bus);
+  CHECK(counters["writes"] == 1);
+  CHECK(counters["straddles"] == 1);
+  CHECK(counters["unmatched_writes"] == 2);
+  CHECK(counters["odd_widths"] == 0);
+}
+
 }  // namespace
 }  // namespace postern::bus

@@ -147,6 +147,40 @@ TEST_CASE("vcpu: an access outside RAM exits as MMIO, and its answer reaches the
   CHECK(exit.data[0] == std::byte{0x77});
 }
 
+TEST_CASE("vcpu: an instruction that KVM cannot emulate exits with its bytes") {
+  const auto guest = MakeGuest();
+  if (guest == nullptr) SKIP_TEST("/dev/kvm cannot be used");
+  REQUIRE(guest->vm->ExitOnEmulationFailure());
+  // mov ax, 0xf000; mov ds, ax; popcnt ax, [0x2000]
+  guest->Code({0xb8, 0x00, 0xf0, 0x8e, 0xd8, 0xf3, 0x0f, 0xb8, 0x06, 0x00, 0x20});
+  const Exit exit = guest->RunTo(Exit::Kind::kInternalError);
+  CHECK(exit.reason == kEmulationFailure);
+  const std::vector<std::byte> bytes = guest->vcpu->EmulationBytes();
+  REQUIRE(bytes.size() >= 6);
+  CHECK(bytes[0] == std::byte{0xf3});
+  CHECK(bytes[2] == std::byte{0xb8});
+  const Result<x86_64::Regs> regs = guest->vcpu->GetRegs();
+  REQUIRE(regs);
+  CHECK(regs->rip == kCode + 5);
+}
+
+TEST_CASE("vcpu: a #UD that was queued is what the guest goes on with") {
+  const auto guest = MakeGuest();
+  if (guest == nullptr) SKIP_TEST("/dev/kvm cannot be used");
+  constexpr std::uint64_t kHandler = 0x2000;
+  constexpr std::uint64_t kUndefinedVector = 6 * 4;
+  REQUIRE(guest->memory->Snapshot()->CopyIn(Gpa(kUndefinedVector),
+                                            std::array{std::byte{0}, std::byte{kHandler >> 8}}));
+  // out 0xe1, al
+  REQUIRE(guest->memory->Snapshot()->CopyIn(Gpa(kHandler),
+                                            std::array{std::byte{0xe6}, std::byte{0xe1}}));
+  // mov sp, 0x8000; out 0xe0, al; out 0xe2, al
+  guest->Code({0xbc, 0x00, 0x80, 0xe6, 0xe0, 0xe6, 0xe2});
+  CHECK(guest->RunTo(Exit::Kind::kPortIo).address == 0xe0);
+  REQUIRE(guest->vcpu->QueueUndefinedOpcode());
+  CHECK(guest->RunTo(Exit::Kind::kPortIo).address == 0xe1);
+}
+
 TEST_CASE("vcpu: a kick from another thread ends a run that would not end") {
   Vcpu::InstallKickHandler();
   const auto guest = MakeGuest();

@@ -278,7 +278,7 @@ Result<std::uint64_t> Vcpu::Translate(std::uint64_t linear) const {
   return translation.physical_address;
 }
 
-std::vector<std::uint8_t> Vcpu::EmulationBytes() const {
+std::vector<std::byte> Vcpu::EmulationBytes() const {
   const kvm_run& run = RunArea(run_);
   if (run.exit_reason != KVM_EXIT_INTERNAL_ERROR ||
       run.emulation_failure.suberror != KVM_INTERNAL_ERROR_EMULATION ||
@@ -288,7 +288,20 @@ std::vector<std::uint8_t> Vcpu::EmulationBytes() const {
   }
   const std::size_t size = std::min<std::size_t>(run.emulation_failure.insn_size,
                                                  sizeof(run.emulation_failure.insn_bytes));
-  return {run.emulation_failure.insn_bytes, run.emulation_failure.insn_bytes + size};
+  const std::span<const std::byte> bytes =
+      std::as_bytes(std::span(run.emulation_failure.insn_bytes)).first(size);
+  return {bytes.begin(), bytes.end()};
+}
+
+Result<void> Vcpu::QueueUndefinedOpcode() {
+  constexpr std::uint8_t kInvalidOpcode = 6;
+  kvm_vcpu_events events{};
+  if (ioctl(fd_.get(), KVM_GET_VCPU_EVENTS, &events) < 0) return SysError("KVM_GET_VCPU_EVENTS");
+  events.exception.injected = 1;
+  events.exception.nr = kInvalidOpcode;
+  events.exception.has_error_code = 0;
+  if (ioctl(fd_.get(), KVM_SET_VCPU_EVENTS, &events) < 0) return SysError("KVM_SET_VCPU_EVENTS");
+  return {};
 }
 
 void Vcpu::ReportKernelCounters(CounterSink& sink) const {

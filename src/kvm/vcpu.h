@@ -49,6 +49,9 @@ struct Exit {
       0;  // kOther: exit reason; kInternalError: suberror; kFailedEntry: hardware reason (low half)
 };
 
+// KVM_INTERNAL_ERROR_EMULATION, the suberror of an instruction that KVM had to emulate and cannot.
+constexpr std::uint32_t kEmulationFailure = 1;
+
 struct VcpuCounters {
   Counter exits, port_io, mmio, interrupted, other;
 };
@@ -86,7 +89,9 @@ class Vcpu {
   // the caller's to read; this gives the guest-physical address of a linear one.
   [[nodiscard]] Result<std::uint64_t> Translate(std::uint64_t linear) const;
   // Instruction bytes KVM attached to an emulation failure; empty if none.
-  [[nodiscard]] std::vector<std::uint8_t> EmulationBytes() const;
+  [[nodiscard]] std::vector<std::byte> EmulationBytes() const;
+  // The next Run begins with an invalid-opcode exception (#UD).
+  [[nodiscard]] Result<void> QueueUndefinedOpcode();
 
   [[nodiscard]] const VcpuCounters& counters() const { return counters_; }
   // KVM's own per-vCPU counters ("exits", "halt_wakeup", ...), where the host offers them. From any

@@ -38,6 +38,15 @@ Result<std::unique_ptr<Vm>> Vm::Create(const Kvm& kvm) {
                                     static_cast<std::uint32_t>(routes)));
 }
 
+Result<void> Vm::ExitOnEmulationFailure() {
+  kvm_enable_cap cap{};
+  cap.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE;
+  cap.args[0] = 1;
+  if (ioctl(fd_.get(), KVM_ENABLE_CAP, &cap) == 0) return {};
+  if (errno == EINVAL) return Err(Errc::kUnsupported, "KVM_ENABLE_CAP EXIT_ON_EMULATION_FAILURE");
+  return SysError("KVM_ENABLE_CAP EXIT_ON_EMULATION_FAILURE");
+}
+
 Result<void> Vm::CreateInterruptControllers(const Kvm& kvm, const VmOptions& options) {
   if (ioctl(fd_.get(), KVM_CREATE_IRQCHIP, 0) < 0) return SysError("KVM_CREATE_IRQCHIP");
   if (options.vcpus > 254 && kvm.Check(KVM_CAP_X2APIC_API) != 0) {

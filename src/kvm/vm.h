@@ -39,6 +39,11 @@ class Vm final : public bus::InterruptSource,
   // slots of a VM that has an IOAPIC only after a grace period of some milliseconds.
   [[nodiscard]] Result<void> CreateInterruptControllers(const Kvm& kvm, const VmOptions& options);
 
+  // An instruction of a guest's program that KVM has to emulate and cannot is an exit
+  // (kInternalError), as those of its kernel always are, instead of a #UD. kUnsupported: Linux
+  // before 5.14.
+  [[nodiscard]] Result<void> ExitOnEmulationFailure();
+
   [[nodiscard]] bus::Platform platform() { return {*this, *this, *this}; }
   [[nodiscard]] Result<std::unique_ptr<Vcpu>> CreateVcpu(std::uint32_t id);
 

@@ -160,6 +160,12 @@ Outcome<void> Machine::Impl::MakeVm(const kvm::Kvm& kvm) {
       !r)
     return HostFailure("cannot create the interrupt controllers", r.error(),
                        "postern doctor says what this host's KVM offers");
+  if (!config.vdevs.empty()) {
+    if (Result<void> r = vm->ExitOnEmulationFailure(); !r) {
+      LOG_WARN("machine", "a program in the guest cannot use MOVDIR64B on a trapped portal: {}",
+               postern::Describe(r.error()));
+    }
+  }
   return {};
 }
 
@@ -448,6 +454,7 @@ std::string Machine::Metrics() const {
         v.Value("port_io_exits", vcpu.counters().port_io.Get());
         v.Value("interrupted", vcpu.counters().interrupted.Get());
         v.Value("other_exits", vcpu.counters().other.Get());
+        v.Counters([&](CounterSink& sink) { runner->ReportCounters(sink); });
         v.Group("kvm", [&](MetricsWriter& k) {
           k.Counters([&](CounterSink& sink) { vcpu.ReportKernelCounters(sink); });
         });

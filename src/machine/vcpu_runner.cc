@@ -11,23 +11,10 @@
 namespace postern {
 namespace {
 
-// Up to 15 bytes, the longest an x86 instruction can be, at the guest's RIP.
-std::string InstructionBytes(const kvm::Vcpu& vcpu, const memory::MemoryMap& memory,
-                             std::uint64_t rip) {
-  std::vector<std::uint8_t> bytes = vcpu.EmulationBytes();
-  if (bytes.empty()) {
-    const Result<std::uint64_t> physical = vcpu.Translate(rip);
-    if (!physical) return "(not readable)";
-    const memory::GuestMemoryPtr snapshot = memory.Snapshot();
-    const Result<memory::GuestView> view =
-        snapshot->ViewRun(memory::Gpa(*physical), 15, memory::Access::kRead);
-    if (!view) return "(not in RAM)";
-    bytes.resize(view->size());
-    if (!view->CopyOut(0, std::as_writable_bytes(std::span(bytes)))) return "(not readable)";
-  }
+std::string Text(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return "(not readable)";
   std::string text;
-  for (const std::uint8_t byte : bytes)
-    text += fmt::format("{}{:02x}", text.empty() ? "" : " ", byte);
+  for (const std::byte byte : bytes) text += fmt::format("{}{:02x}", text.empty() ? "" : " ", byte);
   return text;
 }
 
@@ -107,6 +94,34 @@ void VcpuRunner::Loop() {
   while (want_.load() != Want::kStop) changed_.wait(mutex_);
 }
 
+DirectStoreHost VcpuRunner::StoreHost() const {
+  return {.translate = [this](std::uint64_t linear) { return vcpu_->Translate(linear); },
+          .memory = memory_,
+          .mmio = mmio_};
+}
+
+std::vector<std::byte> VcpuRunner::Instruction(std::uint64_t linear) const {
+  std::vector<std::byte> bytes = vcpu_->EmulationBytes();
+  return bytes.empty() ? ReadInstruction(linear, StoreHost()) : bytes;
+}
+
+bool VcpuRunner::GoOnAfterEmulationFailure() {
+  const Result<x86_64::Sregs> sregs = vcpu_->GetSregs();
+  Result<x86_64::Regs> regs = vcpu_->GetRegs();
+  if (!sregs || !regs) return false;
+  const std::vector<std::byte> bytes = Instruction(x86_64::LinearRip(*regs, *sregs));
+  if (EmulateDirectStore(bytes, *regs, *sregs, StoreHost()) == DirectStoreEnd::kDone) {
+    // Takes back the #UD that KVM may have put in line.
+    if (!vcpu_->SetRegs(*regs)) return false;
+    direct_stores_.Add();
+    return true;
+  }
+  // What KVM does without being asked: a program of the guest cannot end the guest.
+  if (x86_64::PrivilegeLevel(*sregs) == 0) return false;
+  undefined_opcodes_.Add();
+  return vcpu_->QueueUndefinedOpcode().has_value();
+}
+
 std::unique_ptr<ExitReport> VcpuRunner::Handle(const kvm::Exit& exit) {
   using Kind = kvm::Exit::Kind;
   switch (exit.kind) {
@@ -126,6 +141,9 @@ std::unique_ptr<ExitReport> VcpuRunner::Handle(const kvm::Exit& exit) {
       return std::make_unique<ExitReport>(ExitReport{ExitReport::Reason::kPowerOff, {}});
     case Kind::kReset:
       return std::make_unique<ExitReport>(ExitReport{ExitReport::Reason::kReset, {}});
+    case Kind::kInternalError:
+      if (exit.reason == kvm::kEmulationFailure && GoOnAfterEmulationFailure()) return nullptr;
+      [[fallthrough]];
     default:
       return std::make_unique<ExitReport>(Died(exit));
   }
@@ -144,6 +162,11 @@ void VcpuRunner::PortIo(const kvm::Exit& exit) {
   }
 }
 
+void VcpuRunner::ReportCounters(CounterSink& sink) const {
+  sink.Add("direct_stores", direct_stores_.Get());
+  sink.Add("undefined_opcodes", undefined_opcodes_.Get());
+}
+
 ExitReport VcpuRunner::Died(const kvm::Exit& exit) const {
   using Kind = kvm::Exit::Kind;
   ExitReport report;
@@ -155,8 +178,9 @@ ExitReport VcpuRunner::Died(const kvm::Exit& exit) const {
       what = "triple fault";
       break;
     case Kind::kInternalError:
-      what = exit.reason == 1 ? "KVM internal error: emulation failure"
-                              : fmt::format("KVM internal error, suberror {}", exit.reason);
+      what = exit.reason == kvm::kEmulationFailure
+                 ? "KVM internal error: emulation failure"
+                 : fmt::format("KVM internal error, suberror {}", exit.reason);
       break;
     case Kind::kFailedEntry:
       what = fmt::format("KVM could not enter the guest, hardware reason {:#x}", exit.reason);
@@ -174,8 +198,9 @@ ExitReport VcpuRunner::Died(const kvm::Exit& exit) const {
                     vcpu_->id(), what);
     return report;
   }
-  report.text = fmt::format("vCPU {}: {} at rip {:#x}, instruction bytes {}", vcpu_->id(), what,
-                            rip, InstructionBytes(*vcpu_, memory_, rip));
+  report.text =
+      fmt::format("vCPU {}: {} at rip {:#x}, instruction bytes {}", vcpu_->id(), what, rip,
+                  Text(Instruction(regs && sregs ? x86_64::LinearRip(*regs, *sregs) : rip)));
   return report;
 }
 

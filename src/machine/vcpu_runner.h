@@ -8,11 +8,13 @@
 #include <condition_variable>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "src/base/mutex.h"
 #include "src/base/thread.h"
 #include "src/bus/bus.h"
 #include "src/kvm/vcpu.h"
+#include "src/machine/direct_store.h"
 #include "src/machine/exit_report.h"
 #include "src/memory/guest_memory.h"
 
@@ -34,6 +36,8 @@ class VcpuRunner {
 
   [[nodiscard]] kvm::Vcpu& vcpu() { return *vcpu_; }
   [[nodiscard]] const kvm::Vcpu& vcpu() const { return *vcpu_; }
+  // Instructions carried out here for KVM, and #UDs given to a program in the guest. Any thread.
+  void ReportCounters(CounterSink& sink) const;
 
  private:
   enum class Want : std::uint8_t { kRun, kPause, kStop };
@@ -43,6 +47,10 @@ class VcpuRunner {
   // Nothing, or why the guest cannot go on.
   std::unique_ptr<ExitReport> Handle(const kvm::Exit& exit);
   void PortIo(const kvm::Exit& exit);
+  // False: it was no instruction of ours, nor a program's of the guest, and the guest cannot go on.
+  [[nodiscard]] bool GoOnAfterEmulationFailure();
+  [[nodiscard]] DirectStoreHost StoreHost() const;
+  [[nodiscard]] std::vector<std::byte> Instruction(std::uint64_t linear) const;
   [[nodiscard]] ExitReport Died(const kvm::Exit& exit) const;
 
   std::unique_ptr<kvm::Vcpu> vcpu_;
@@ -55,6 +63,7 @@ class VcpuRunner {
   Mutex mutex_;
   std::condition_variable_any changed_;
   bool paused_ GUARDED_BY(mutex_) = false;
+  Counter direct_stores_, undefined_opcodes_;
 };
 
 }  // namespace postern

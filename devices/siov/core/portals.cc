@@ -137,6 +137,12 @@ void Portals::TileHandler::Write(std::uint64_t offset, std::span<const std::byte
   owner_.Store(base_ + offset, data);
 }
 
+void Portals::TileHandler::WriteBlock(std::uint64_t offset, bus::Block data) {
+  Descriptor descriptor{};
+  std::ranges::copy(data, descriptor.begin());
+  owner_.SubmitAt(base_ + offset, descriptor);
+}
+
 void Portals::CountExit(std::uint64_t offset) {
   const std::uint64_t page = offset / kPageSize;
   if (IsPortal(page)) {

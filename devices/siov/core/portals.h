@@ -72,6 +72,7 @@ class Portals {
     TileHandler(Portals& owner, std::uint64_t base) : owner_(owner), base_(base) {}
     void Read(std::uint64_t offset, std::span<std::byte> data) override;
     void Write(std::uint64_t offset, std::span<const std::byte> data) override;
+    void WriteBlock(std::uint64_t offset, bus::Block data) override;
 
    private:
     Portals& owner_;

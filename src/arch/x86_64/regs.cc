@@ -175,6 +175,14 @@ bool IsAtReset(const Regs& regs, const Sregs& sregs) {
   return regs.rip == kResetRip && sregs.cs.base == kResetCsBase && (sregs.cr0 & kCr0Pe) == 0;
 }
 
+std::uint64_t LinearRip(const Regs& regs, const Sregs& sregs) {
+  return sregs.cs.l != 0 ? regs.rip : sregs.cs.base + regs.rip;
+}
+
+unsigned PrivilegeLevel(const Sregs& sregs) {
+  return sregs.ss.dpl;
+}
+
 std::span<const Msr> InitialMsrs() {
   constexpr std::uint32_t kMtrrDefType = 0x2ff;
   constexpr std::uint32_t kMiscEnable = 0x1a0;

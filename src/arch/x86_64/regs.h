@@ -42,6 +42,11 @@ enum class PageSize : std::uint8_t { k2MiB, k1GiB };
 // A processor that has executed nothing since its reset: at the reset vector, in real mode.
 [[nodiscard]] bool IsAtReset(const Regs& regs, const Sregs& sregs);
 
+// Of the next instruction: RIP, with the base of CS outside 64-bit mode.
+[[nodiscard]] std::uint64_t LinearRip(const Regs& regs, const Sregs& sregs);
+// The current privilege level: 0 is the kernel's.
+[[nodiscard]] unsigned PrivilegeLevel(const Sregs& sregs);
+
 // For every vCPU, before its first run.
 [[nodiscard]] std::span<const Msr> InitialMsrs();
 

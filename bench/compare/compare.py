@@ -8,7 +8,7 @@ end, resident memory beyond guest RAM, exits per request, virtio-blk reads, virt
 With --linux, in the emulated host (tests/rig/rig) with Debian's 6.12 cloud kernel: start to init, resident memory beyond guest RAM,
 virtio-blk 4 KiB random reads and virtio-net TCP, each with the processor time of the whole monitor process per operation.
 With --vfio, there too: an NVMe disk assigned to the guest, beside QEMU's q35 machine: start to init with 4 GiB of RAM pinned, with
-and without huge pages, random and sequential reads.
+and without huge pages (a third of the rounds, at least one), random and sequential reads.
 
 The two take turns, round by round, so that a noisy machine is noisy to both; the table has medians. A ratio is Postern / QEMU.
 """
@@ -397,12 +397,12 @@ def vfio_inside(bench, rounds, seconds, table):
             with open("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "w", encoding="ascii") as file:
                 file.write(str(mib // 2 + 16))
         ours, theirs = bench.vfio_commands(bench.postern, kernel, quiet, bdf, mib, huge)
-        results = alternate(rounds, lambda c=ours: vfio_guest(c, mib, 0), lambda c=theirs: vfio_guest(c, mib, 0))
+        results = alternate(max(1, rounds // 3), lambda c=ours: vfio_guest(c, mib, 0), lambda c=theirs: vfio_guest(c, mib, 0))
         table.add(f"NVMe assigned: start to init, {name}", "ms", results, "init", "less")
     with open("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "w", encoding="ascii") as file:
         file.write("0")
     ours, theirs = bench.vfio_commands(bench.postern, kernel, f"{quiet} bench.seconds={seconds}", bdf, LINUX_MIB, False)
-    results = alternate(max(1, rounds // 2), lambda: vfio_guest(ours, LINUX_MIB, seconds), lambda: vfio_guest(theirs, LINUX_MIB, seconds))
+    results = alternate(rounds, lambda: vfio_guest(ours, LINUX_MIB, seconds), lambda: vfio_guest(theirs, LINUX_MIB, seconds))
     table.add("NVMe assigned: resident memory beyond guest RAM", "KiB", results, "kib", "less")
     for key, name in (("randread-qd1", "4 KiB random reads, depth 1"), ("randread-qd32", "4 KiB random reads, depth 32"),
                       ("sequential", "256 KiB sequential reads")):

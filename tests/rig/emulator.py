@@ -1,18 +1,22 @@
-"""An emulator newer than Debian 12's own: QEMU 10 of bookworm-backports, for devices QEMU 7.2 has not (igb).
+"""Emulators newer than Debian 12's own: QEMU 10 of bookworm-backports, for devices QEMU 7.2 has not (igb), and QEMU 11 of sid, for
+devices in other processes (vfio-user-pci).
 
-Fetched once from the machine's own mirror with lists, state and cache of its own, and unpacked into our cache: apt's sources on
-the machine stay as they are, and nothing is installed.
+Fetched once from the machine's own mirror and unpacked into our cache: apt's sources on the machine stay as they are, and nothing
+is installed. The first comes with lists, state and cache of its own, and runs on the machine's libraries; the second in a folder
+made by debootstrap, with its own.
 """
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 
 from riglib import RigError, cache_dir, cache_lock, run
 
-BACKPORTS = "10"  # the name for --qemu
+BACKPORTS = "10"  # the names for --qemu
+SID = "11"
 SUITE = "bookworm-backports"
 PACKAGE = "qemu-system-x86"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -34,7 +38,9 @@ class Emulator:
 
 
 def find(name):
-    """The emulator `name`: BACKPORTS, or a program."""
+    """The emulator `name`: BACKPORTS, SID, or a program."""
+    if name == SID:
+        return _find_sid()
     if name != BACKPORTS:
         return Emulator(name)
     tree = os.path.join(cache_dir(), "emulators", f"{PACKAGE}-{SUITE}")
@@ -47,6 +53,31 @@ def find(name):
     return Emulator(os.path.join(tree, "usr/bin/qemu-system-x86_64"), [part for folder in folders for part in ("-L", folder)],
                     {"LD_LIBRARY_PATH": ":".join(os.path.join(tree, part) for part in LIBRARIES),
                      "QEMU_MODULE_DIR": os.path.join(library, "qemu")})
+
+
+def _find_sid():
+    tree = os.path.join(cache_dir(), "emulators", f"{PACKAGE}-sid")
+    if not os.path.isdir(tree):
+        with cache_lock("emulators"):
+            if not os.path.isdir(tree):
+                _bootstrap(tree)
+    # By its own loader, so that it sees the files of this machine: in a chroot it would not.
+    library = ":".join(os.path.join(tree, part) for part in LIBRARIES)
+    return Emulator(os.path.join(tree, "lib64/ld-linux-x86-64.so.2"),
+                    ["--library-path", library, os.path.join(tree, "usr/bin/qemu-system-x86_64"),
+                     "-L", os.path.join(tree, "usr/share/qemu"), "-L", os.path.join(tree, "usr/share/seabios")],
+                    {"QEMU_MODULE_DIR": os.path.join(tree, LIBRARIES[0], "qemu")})
+
+
+def _bootstrap(tree):
+    os.makedirs(os.path.dirname(tree), exist_ok=True)
+    if shutil.which("debootstrap") is None:
+        raise RigError("debootstrap is missing: scripts/setup --long")
+    print(f"rig: fetching {PACKAGE} of sid (once, 400 MB)", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(tree), prefix=".new-") as work:
+        new = os.path.join(work, "tree")
+        run(["debootstrap", "--variant=minbase", f"--include={PACKAGE}", "sid", new, _mirror()], f"fetching {PACKAGE} of sid")
+        os.rename(new, tree)
 
 
 def _mirror():

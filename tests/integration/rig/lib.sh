@@ -6,6 +6,7 @@
 # GUEST_IMAGE=(...) (more arguments for guest-image),
 # RIG_ARGUMENTS=(--device ...) for the emulated host, and a function rig_prepare, which runs on the machine, makes files in
 # $GUESTS and may add to RIG_ARGUMENTS.
+# OUTSIDE=1, set before sourcing: no emulated host at all, for a test that brings an emulator of its own.
 # RIG_ONLY=PATTERN in the environment runs only the cases whose name matches (a shell pattern).
 # RIG_VM_LIMIT=SECONDS is how long one guest may take. RIG_KEEP=DIR keeps the consoles and logs of all guests there.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
@@ -18,7 +19,7 @@ TEST=$(basename "$0" .sh)
 need "$TEST" "$POSTERN"
 
 # Makes all guests on the machine: neither compiler nor network nor cache are wanted in the emulator.
-enter_rig() {
+make_guests() {
   local kernel program sources=$ROOT/tests/integration/rig programs=()
   GUESTS=$(mktemp -d /tmp/postern-rig.XXXXXX) || exit 1
   trap 'rm -rf "$GUESTS"' EXIT
@@ -31,10 +32,13 @@ enter_rig() {
     }
   done
   if declare -F rig_prepare > /dev/null; then rig_prepare || { fail "$TEST" "its files cannot be made"; finish; }; fi
+}
+enter_rig() {
+  make_guests
   run_in_rig "${RIG_ARGUMENTS[@]}" --env "GUESTS=$GUESTS" --env "RIG_ONLY=${RIG_ONLY:-}" --env RIG_VM_LIMIT \
     ${RIG_KEEP:+--env "RIG_KEEP=$(realpath "$RIG_KEEP")" --out "$RIG_KEEP"}
 }
-[ -n "${RIG:-}" ] || enter_rig
+if [ -n "${OUTSIDE:-}" ]; then make_guests; elif [ -z "${RIG:-}" ]; then enter_rig; fi
 
 # Time limits are for a loaded machine of two cores; an idle one needs a quarter.
 VM_LIMIT=${RIG_VM_LIMIT:-150}

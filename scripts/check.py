@@ -46,7 +46,7 @@ SCRIPT_TIMEOUT = 1200
 LONG_SCRIPT_TIMEOUT = 3600
 LONG_FUZZ_SECONDS = 60
 # Not run without --long: they need a kernel that is built for them, or an emulator that Debian 12 does not have.
-LONG_SCRIPTS = ("rig/iommufd.sh", "rig/sriov.sh")
+LONG_SCRIPTS = ("rig/iommufd.sh", "rig/qemu_vdev.sh", "rig/sriov.sh")
 HOST_STOOD_STILL = 75  # see tests/rig/rig --help
 PROGRESS_SECONDS = 30
 LOG_END_LINES = 80

@@ -1,3 +1,4 @@
+#!/usr/bin/python3
 """Emulators newer than Debian 12's own: QEMU 10 of bookworm-backports, for devices QEMU 7.2 has not (igb), and QEMU 11 of sid, for
 devices in other processes (vfio-user-pci).
 
@@ -8,6 +9,7 @@ made by debootstrap, with its own.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -134,3 +136,12 @@ def _try(tree):
                           env={**os.environ, "LD_LIBRARY_PATH": ":".join(os.path.join(tree, part) for part in LIBRARIES)})
     if done.returncode != 0 or not re.search(rb"version 1\d\.", done.stdout):
         raise RigError(f"{PACKAGE} of {SUITE} does not start here: {(done.stderr or done.stdout).decode().strip()}")
+
+
+if __name__ == "__main__":
+    # For a shell: the words of the command, with its environment.
+    try:
+        found = find(sys.argv[1])
+    except RigError as error:
+        sys.exit(f"rig: {error}")
+    print(shlex.join(["env", *[f"{key}={value}" for key, value in found.environment.items()], *found.command()]))

@@ -276,12 +276,8 @@ Outcome<BindReport> Unbind(std::string_view bdf, const BindOptions& options, con
   Outcome<HostPciDevice> device = ReadHostPci(bdf, roots.sysfs);
   if (!device) return tl::unexpected(device.error());
   BindReport report{.name = device->name};
-  const Result<std::optional<BindRecord>> record = internal::LoadRecord(roots, device->name);
-  if (!record) {
-    return HostFailure(
-        fmt::format("the state file {}/bind/{} is malformed", roots.run, device->name),
-        "remove it; what the device had before is not known");
-  }
+  const Outcome<std::optional<BindRecord>> record = internal::LoadRecord(roots, device->name);
+  if (!record) return tl::unexpected(record.error());
   if (!*record) {
     if (Outcome<void> r = NotOurs(*device, roots, report); !r) return tl::unexpected(r.error());
     return report;

@@ -31,9 +31,9 @@ class StateFolder {
   Fd fd_;
   std::string path_;
 };
-// nullopt: there is none. kBadFormat.
-[[nodiscard]] Result<std::optional<BindRecord>> LoadRecord(const HostRoots& roots,
-                                                           const std::string& name);
+// nullopt: there is none.
+[[nodiscard]] Outcome<std::optional<BindRecord>> LoadRecord(const HostRoots& roots,
+                                                            const std::string& name);
 
 class Hands {
  public:

@@ -68,10 +68,22 @@ Outcome<void> StateFolder::Remove(const std::string& name) const {
   return {};
 }
 
-Result<std::optional<BindRecord>> LoadRecord(const HostRoots& roots, const std::string& name) {
-  const auto text = ReadText(fmt::format("{}/bind/{}", roots.run, name));
-  if (!text) return std::optional<BindRecord>();
-  return std::optional<BindRecord>(TRY(ParseBindRecord(*text)));
+Outcome<std::optional<BindRecord>> LoadRecord(const HostRoots& roots, const std::string& name) {
+  const std::string path = fmt::format("{}/bind/{}", roots.run, name);
+  // The folder is root's alone: for another user a device that is bound must not seem to be free.
+  if (access(path.c_str(), R_OK) != 0) {
+    if (errno == ENOENT) return std::optional<BindRecord>();
+    return HostFailure(
+        fmt::format("cannot read what was there before in {}: {}", path, strerrordesc_np(errno)),
+        Cure(errno));
+  }
+  const std::optional<std::string> text = ReadText(path);
+  Result<BindRecord> record = ParseBindRecord(text.value_or(std::string()));
+  if (!record) {
+    return HostFailure(fmt::format("the state file {} is malformed", path),
+                       "remove it; what the device had before is not known");
+  }
+  return std::optional<BindRecord>(std::move(*record));
 }
 
 Outcome<void> Hands::Write(const std::string& path, const std::string& text) {

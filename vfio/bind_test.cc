@@ -331,6 +331,17 @@ TEST_CASE("unbind: a device that somebody else bound is left alone") {
   CHECK(host.done.empty());
 }
 
+TEST_CASE("unbind: a state folder that cannot be looked into is not one without this device") {
+  Host host;
+  host.AddDriver("vfio-pci");
+  host.AddDevice({.bdf = "0000:04:00.0", .driver = "vfio-pci", .native = "nvme", .group = 1});
+  host.Put(host.roots().run + "/bind", "");
+  const Outcome<BindReport> report = Unbind("04:00.0", {}, host.roots(), host);
+  REQUIRE_FALSE(report);
+  CHECK(report.error().cause.find("cannot read what was there before") != std::string::npos);
+  CHECK(host.done.empty());
+}
+
 TEST_CASE("unbind: a device bound anew in the meantime keeps its driver and loses our override") {
   Host host;
   host.AddDriver("uio_pci");

@@ -44,6 +44,7 @@ disk_guest() {
   expect "$name: accesses to the disk's registers that Postern saw, its errors and losses" \
     "$(figures get "$METRICS" devices.device0.vfio_bar\?_reads devices.device0.vfio_bar\?_writes devices.device0.msix_triggers \
       devices.device0.vfio_device_errors devices.device0.vfio_losses devices.device0.vfio_interrupt_errors)" "0 0 0 0 0 0"
+  echo "#   peer-to-peer maps and refusals: $(figures get "$METRICS" devices.device0.vfio_p2p_maps devices.device0.vfio_p2p_refused)"
 }
 disk_sum() { md5sum < "/dev/$(block_of "$nvme")" | cut -c1-32; }
 kept() { # NAME: after the device is the host's again
@@ -62,9 +63,13 @@ case_disk() { # NAME DMA DEVICE-OPTIONS
   kept "$name"
 }
 
+refused_unbind() {
+  "$POSTERN" unbind "$nvme" > unbind.out 2>&1
+  expect "$1: unbind without permission" "$?: $(grep -c "run as root" unbind.out)" "1: 1"
+}
 # Root opens what it wants to give away; Postern has no capability, no group and no way to either file.
 case_descriptors() {
-  local name=$1 sum own=$WORK/own file POSTERN=$POSTERN METRICS VMLINUX INITRD
+  local name=$1 sum own=$WORK/own file root=$POSTERN POSTERN=$POSTERN METRICS VMLINUX INITRD
   use_kernel 6.1
   sum=$(disk_sum)
   bind_devices "$name" "$nvme"
@@ -84,6 +89,8 @@ case_descriptors() {
   refused "$name: an iommufd that is none" 2 "iommufd" --kernel "$VMLINUX" --initrd "$INITRD" --memory 256M --device "fd=8,iommufd=fd=0"
   WHO=1000 disk_guest "$name" "$sum" iommufd --device fd=8,iommufd=fd=9
   exec 8>&- 9>&-
+  refused_unbind "$name"
+  POSTERN=$root
   unbind_devices "$name" "$nvme"
   kept "$name"
 }
@@ -114,8 +121,8 @@ case_mtty() { # NAME TYPE PORTS OPTIONS DMA
   expect "$name: the host takes the mdev back" "$?" 0
 }
 
-wanted "device file" && case_disk "device file" iommufd iommufd=on
-wanted "group" && case_disk "group" type1 iommufd=off
+wanted "device file" && case_disk "device file" iommufd iommufd=on,p2p=on
+wanted "group" && case_disk "group" type1 iommufd=off,p2p=on
 wanted "descriptors" && case_descriptors "descriptors"
 wanted "mtty, 2 ports" && case_mtty "mtty, 2 ports" mtty-2 2 "" iommufd
 wanted "mtty, 1 port, by its group" && case_mtty "mtty, 1 port, by its group" mtty-1 1 ,iommufd=off type1

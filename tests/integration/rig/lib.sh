@@ -83,6 +83,16 @@ vm_choose() { # NAME
 
 process_gone() { [ ! -e "/proc/$1" ] || grep -q '^State:.Z' "/proc/$1/status" 2> /dev/null; }
 
+# thread_states PID: for the log, what a machine that does not end is at, twice
+thread_states() {
+  local task _
+  for _ in 1 2; do
+    for task in "/proc/$1/task"/*; do
+      echo "#   $(cat "$task/comm"): $(cut -d' ' -f3,14,15 "$task/stat"), $(head -n 1 "$task/stack")"
+    done
+    sleep 2
+  done
+}
 # vm_wait [SECONDS]: sets vm_code (the exit code, or "none in time") and vm_seconds
 vm_wait() {
   if within "${1:-$VM_LIMIT}" process_gone "$vm_pid"; then
@@ -90,6 +100,7 @@ vm_wait() {
     vm_code=$?
   else
     vm_code="none in time"
+    thread_states "$vm_pid"
     kill -9 "$vm_pid" 2> /dev/null
     wait "$vm_pid" 2> /dev/null
   fi

@@ -296,8 +296,9 @@ Outcome<KernelHost::IoasEntry*> KernelHost::FindIoas(int given) {
   Result<std::unique_ptr<iommu::Ioas>> opened = iommu::Ioas::Open(calls_, std::move(iommufd));
   if (!opened) {
     if (given < 0) return ExplainOpen("/dev/iommu", "the devices", opened.error());
-    return HostFailure(fmt::format("descriptor {} is no iommufd", given), opened.error(),
-                       "pass an open /dev/iommu");
+    return ConfigFailure(
+        fmt::format("descriptor {} is no iommufd: {}", given, Describe(opened.error())),
+        "pass an open /dev/iommu");
   }
   ioases_.push_back(std::make_unique<IoasEntry>(
       IoasEntry{.given = given, .space = std::move(*opened), .filled = false}));

@@ -124,8 +124,13 @@ Outcome<void> ReadVdev(const Json& json, const std::string& path, VdevConfig& vd
   fields.Choice("type", vdev.type, {{"dsa", VdevConfig::Type::kDsa}})
       .Choice("profile", vdev.profile,
               {{"ro", VdevConfig::Profile::kReadOnly}, {"cfg", VdevConfig::Profile::kConfigurable}})
+      .Choice("backend", vdev.backend,
+              {{"engine", VdevConfig::Backend::kEngine}, {"vfio", VdevConfig::Backend::kVfio}})
+      .Text("host", vdev.host)
+      .Text("socket", vdev.socket)
       .Choice("portal", vdev.portal,
               {{"auto", VdevConfig::Portal::kAuto},
+               {"direct", VdevConfig::Portal::kDirect},
                {"polled", VdevConfig::Portal::kPolled},
                {"trapped", VdevConfig::Portal::kTrapped}})
       .Number("wqs", vdev.wqs, 1, 8)

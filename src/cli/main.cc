@@ -12,6 +12,7 @@
 #include "src/cli/doctor.h"
 #include "src/cli/print.h"
 #include "src/cli/run.h"
+#include "src/cli/vdev_list.h"
 #include "src/cli/version.h"
 
 namespace postern::cli {
@@ -28,6 +29,7 @@ Verbs:
   doctor       say what this host can do for a microVM; --device BDF: for one of its PCI devices
   bind         give PCI devices of the host to a VFIO driver, to be assigned to a microVM
   unbind       give them back to what they had before
+  vdev list    what virtual devices can be composed on this host, and of what
   completion   print a completion script: postern completion bash|zsh|fish
 
   --version    print the version
@@ -54,6 +56,8 @@ int Main(const std::vector<std::string>& arguments) {
   if (verb == "doctor") return Doctor(rest);
   if (verb == "bind") return Bind(rest);
   if (verb == "unbind") return Unbind(rest);
+  if (verb == "vdev" && !rest.empty() && rest[0] == "list")
+    return VdevList({rest.begin() + 1, rest.end()});
   if (verb == "completion") {
     if (rest.size() != 1 || rest[0] == "--help") {
       Print(rest.size() == 1 ? stdout : stderr,

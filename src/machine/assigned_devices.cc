@@ -116,6 +116,19 @@ Outcome<pci::PciFunction*> AssignedDevices::Make(const AssignedConfig& config,
   return entries_.back().function.get();
 }
 
+Outcome<LentDevice> AssignedDevices::Lend(const AssignedConfig& config) {
+  Outcome<std::unique_ptr<vfio::HostDevice>> device = OpenHost(config);
+  if (!device) return tl::unexpected(device.error());
+  LentDevice lent;
+  if (!config.socket.empty()) {
+    Outcome<std::unique_ptr<iommu::RamMapper>> mapper = Fill((*device)->address_space());
+    if (!mapper) return tl::unexpected(mapper.error());
+    lent.memory = std::make_unique<LentMemory>(host_.memory, std::move(*mapper));
+  }
+  lent.device = std::move(*device);
+  return lent;
+}
+
 Outcome<pci::PciFunction*> AssignedDevices::Open(const AssignedConfig& config,
                                                  const std::string& id) {
   return Make(config, id, std::nullopt);

@@ -27,6 +27,7 @@
 #include "src/bus/platform.h"
 #include "src/bus/vfio_files.h"
 #include "src/machine/config.h"
+#include "src/machine/host_accelerators.h"
 #include "src/machine/metrics.h"
 #include "src/memory/guest_memory.h"
 #include "vfio/function.h"
@@ -58,6 +59,9 @@ class AssignedDevices {
   // The same, in the lowest free slot of the root; wired interrupts work there alone.
   [[nodiscard]] Outcome<pci::PciFunction*> Place(const AssignedConfig& config,
                                                  const std::string& id);
+  // Opened the same way, with the guest's memory, for somebody else to drive: no function of the
+  // guest's. Given back before this goes.
+  [[nodiscard]] Outcome<LentDevice> Lend(const AssignedConfig& config);
   // After the function is in no slot any more: the host has the device back when this returns.
   void Close(const std::string& id);
   // "0000:3b:00.0, DMA by type1"; empty for another id.

@@ -17,6 +17,7 @@
 #include "src/base/failure.h"
 #include "src/bus/platform.h"
 #include "src/machine/config.h"
+#include "src/machine/host_accelerators.h"
 #include "src/memory/guest_memory.h"
 
 namespace postern {
@@ -26,6 +27,8 @@ struct VdevHost {
   const memory::MemoryMap& memory;
   EventLoop& loop;         // on which the back end's events are handled
   std::uint32_t cpus = 1;  // of the guest, which decide what portals may be
+  // Outlives the device; null: backend=vfio is not to be had.
+  HostAccelerators* accelerators = nullptr;
 };
 
 struct ComposedVdev {

@@ -104,10 +104,36 @@ Outcome<void> ValidateSource(const AssignedConfig& device, const std::string& wh
   return {};
 }
 
+Outcome<void> ValidateBackend(const VdevConfig& vdev, const std::string& where) {
+  const bool vfio = vdev.backend == VdevConfig::Backend::kVfio;
+  if (!vfio && (!vdev.host.empty() || !vdev.socket.empty())) {
+    return ConfigFailure(fmt::format("{}.{}: only backend=vfio has a device of the host", where,
+                                     vdev.host.empty() ? "socket" : "host"),
+                         "add backend=vfio, or leave it out");
+  }
+  if (vfio && vdev.host.empty() == vdev.socket.empty()) {
+    return ConfigFailure(where + ": backend=vfio needs one of host and socket",
+                         "give host=BDF of a DSA; 'postern vdev list' shows them");
+  }
+  if (vfio && vdev.engines != 1) {
+    return ConfigFailure(where + ".engines: backend=vfio has those of the device", "leave it out");
+  }
+  if (vfio && vdev.portal == VdevConfig::Portal::kPolled) {
+    return ConfigFailure(where + ".portal: pages of a host's device are direct, not polled",
+                         "use portal=auto, direct or trapped");
+  }
+  if (!vfio && vdev.portal == VdevConfig::Portal::kDirect) {
+    return ConfigFailure(where + ".portal: direct needs pages of a device, which the engine is not",
+                         "use portal=auto, or backend=vfio");
+  }
+  return {};
+}
+
 Outcome<void> ValidateVdevs(const Config& config, std::set<std::string>& ids) {
   if (Outcome<void> r = ValidateIds(config.vdevs, "vdevs", ids); !r) return r;
   for (std::size_t i = 0; i < config.vdevs.size(); ++i) {
     const VdevConfig& vdev = config.vdevs[i];
+    if (Outcome<void> r = ValidateBackend(vdev, fmt::format("vdevs[{}]", i)); !r) return r;
     if (vdev.portal != VdevConfig::Portal::kPolled) continue;
     if (config.cpus != 1) {
       return ConfigFailure(

@@ -74,21 +74,29 @@ struct AssignedConfig {
 };
 
 // A device composed in this process: a virtual Intel DSA whose work queues are served by threads of
-// ours (devices/siov).
+// ours, or are some of a physical DSA's (devices/siov).
 struct VdevConfig {
   enum class Type : std::uint8_t { kDsa };
+  enum class Backend : std::uint8_t {
+    kEngine,  // threads of this process
+    kVfio,    // queues of a DSA of the host that Postern drives: `host` or `socket` says which
+  };
   enum class Profile : std::uint8_t {
     kReadOnly,      // "ro": configured by us, as the specification asks of a composed device
     kConfigurable,  // "cfg": the guest configures groups and queues
   };
   enum class Portal : std::uint8_t {
-    kAuto,     // kPolled where it loses nothing, else kTrapped
+    kAuto,     // kDirect where the back end has it, kPolled where it loses nothing, else kTrapped
+    kDirect,   // the guest stores to pages of the device itself
     kPolled,   // stores to a portal do not exit: one vCPU and queues of at most 63 entries
     kTrapped,  // each is an exit
   };
   std::string id;  // default: vdev0, vdev1, ...
   Type type = Type::kDsa;
   Profile profile = Profile::kReadOnly;
+  Backend backend = Backend::kEngine;
+  std::string host;    // PCI address of a DSA bound to a VFIO driver; several vdevs may share one
+  std::string socket;  // or a DSA that is a vfio-user server's
   Portal portal = Portal::kAuto;
   std::uint32_t wqs = 0;                // 1 to 8; 0: 1, or 8 when configurable
   std::uint32_t wq_size = 0;            // entries; 0: 32, or at most 63 when configurable

@@ -1,6 +1,7 @@
 #include "src/machine/config.h"
 
 #include <functional>
+#include <string>
 
 #include <doctest/doctest.h>
 
@@ -17,6 +18,51 @@ Config Good() {
 TEST_CASE("validate: the defaults are a machine, and so is one with a disk and an interface") {
   CHECK(Validate(Config{}));
   CHECK(Validate(Good()));
+}
+
+TEST_CASE("validate: a vdev's back end and what goes with it") {
+  const auto cause = [](const std::function<void(VdevConfig&)>& change) {
+    Config config;
+    config.vdevs.emplace_back();
+    change(config.vdevs[0]);
+    const Outcome<void> valid = Validate(config);
+    return valid ? std::string() : valid.error().cause;
+  };
+  using Backend = VdevConfig::Backend;
+  using Portal = VdevConfig::Portal;
+  CHECK(cause([](VdevConfig&) {}).empty());
+  CHECK(cause([](VdevConfig& v) {
+          v.backend = Backend::kVfio;
+          v.host = "0000:6a:01.0";
+          v.portal = Portal::kDirect;
+        }).empty());
+  CHECK(cause([](VdevConfig& v) {
+          v.backend = Backend::kVfio;
+          v.socket = "/run/dsa.sock";
+        }).empty());
+  CHECK(cause([](VdevConfig& v) { v.host = "0000:6a:01.0"; }) ==
+        "vdevs[0].host: only backend=vfio has a device of the host");
+  CHECK(cause([](VdevConfig& v) { v.socket = "/run/dsa.sock"; }) ==
+        "vdevs[0].socket: only backend=vfio has a device of the host");
+  CHECK(cause([](VdevConfig& v) { v.backend = Backend::kVfio; }) ==
+        "vdevs[0]: backend=vfio needs one of host and socket");
+  CHECK(cause([](VdevConfig& v) {
+          v.backend = Backend::kVfio;
+          v.host = "0000:6a:01.0";
+          v.socket = "/run/dsa.sock";
+        }) == "vdevs[0]: backend=vfio needs one of host and socket");
+  CHECK(cause([](VdevConfig& v) {
+          v.backend = Backend::kVfio;
+          v.host = "0000:6a:01.0";
+          v.engines = 2;
+        }) == "vdevs[0].engines: backend=vfio has those of the device");
+  CHECK(cause([](VdevConfig& v) {
+          v.backend = Backend::kVfio;
+          v.host = "0000:6a:01.0";
+          v.portal = Portal::kPolled;
+        }) == "vdevs[0].portal: pages of a host's device are direct, not polled");
+  CHECK(cause([](VdevConfig& v) { v.portal = Portal::kDirect; }) ==
+        "vdevs[0].portal: direct needs pages of a device, which the engine is not");
 }
 
 TEST_CASE("validate: each wrong field is named") {

@@ -155,11 +155,12 @@ Outcome<void> DeviceSet::AddAll() {
 
 Outcome<void> DeviceSet::AddVdevs() {
   if (config_.vdevs.empty()) return {};
-  vdevs_ =
-      std::make_unique<VirtualDevices>(VirtualDevices::Host{.interrupts = host_.platform.interrupts,
-                                                            .memory = host_.memory,
-                                                            .root = *root_,
-                                                            .loop = *loops_.front()});
+  vdevs_ = std::make_unique<VirtualDevices>(
+      VirtualDevices::Host{.interrupts = host_.platform.interrupts,
+                           .memory = host_.memory,
+                           .root = *root_,
+                           .loop = *loops_.front(),
+                           .open = [this](const VdevConfig& vdev) { return LendTo(vdev); }});
   for (std::size_t i = 0; i < config_.vdevs.size(); ++i) {
     const VdevConfig& vdev = config_.vdevs[i];
     Entry entry;
@@ -175,6 +176,14 @@ Outcome<void> DeviceSet::AddVdevs() {
     entries_.push_back(std::move(entry));
   }
   return {};
+}
+
+// Driven by the vdevs' back ends rather than by the guest.
+Outcome<LentDevice> DeviceSet::LendTo(const VdevConfig& vdev) {
+  AssignedConfig device;
+  device.host = vdev.host;
+  device.socket = vdev.socket;
+  return assigned().Lend(device);
 }
 
 AssignedDevices& DeviceSet::assigned() {

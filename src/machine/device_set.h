@@ -88,6 +88,7 @@ class DeviceSet {
   // Whether the slot's windows can hold the BARs.
   [[nodiscard]] static Outcome<void> CheckRoom(const Entry& entry, const pci::RootPort& port);
   [[nodiscard]] Outcome<Entry> MakeAssigned(const AssignedConfig& device, const std::string& id);
+  [[nodiscard]] Outcome<LentDevice> LendTo(const VdevConfig& vdev);
   [[nodiscard]] AssignedDevices& assigned();
   // The host wants an assigned device back: the guest is asked for it where it can be, and in any
   // case loses it.

@@ -13,9 +13,12 @@ VirtualDevices::~VirtualDevices() {
 
 Outcome<pci::PciFunction*> VirtualDevices::Add(const VdevConfig& config, const std::string& id,
                                                std::uint32_t cpus) {
-  Outcome<ComposedVdev> composed = ComposeVdev(
-      config, id,
-      {.interrupts = host_.interrupts, .memory = host_.memory, .loop = host_.loop, .cpus = cpus});
+  Outcome<ComposedVdev> composed = ComposeVdev(config, id,
+                                               {.interrupts = host_.interrupts,
+                                                .memory = host_.memory,
+                                                .loop = host_.loop,
+                                                .cpus = cpus,
+                                                .accelerators = &accelerators_});
   if (!composed) return tl::unexpected(composed.error());
   if (Result<pci::Bdf> where = host_.root.Add(*composed->vdev); !where)
     return HostFailure("has no slot", where.error());

@@ -6,8 +6,8 @@
 //   VirtualDevices vdevs(host);
 //   Outcome<pci::PciFunction*> dsa = vdevs.Add(config, "vdev0", cpus);
 //
-// Ownership: owns the functions and their engines; borrows what Host names. Threads: the control
-// thread; traps come to a function under its own lock.
+// Ownership: owns the functions, their engines and the devices of the host they use; borrows what
+// Host names. Threads: the control thread; traps come to a function under its own lock.
 
 #include <memory>
 #include <string>
@@ -19,6 +19,7 @@
 #include "src/base/failure.h"
 #include "src/bus/platform.h"
 #include "src/machine/config.h"
+#include "src/machine/host_accelerators.h"
 #include "src/machine/metrics.h"
 #include "src/memory/guest_memory.h"
 
@@ -30,10 +31,11 @@ class VirtualDevices {
     bus::InterruptSource& interrupts;
     memory::MemoryMap& memory;
     pci::PciRoot& root;
-    EventLoop& loop;  // on which back ends' events are handled
+    EventLoop& loop;                // on which back ends' events are handled
+    HostAccelerators::Opener open;  // devices of the host that back ends drive
   };
 
-  explicit VirtualDevices(const Host& host) : host_(host) {}
+  explicit VirtualDevices(const Host& host) : host_(host), accelerators_(host.open) {}
   // vCPUs must be at rest.
   ~VirtualDevices();
   VirtualDevices(const VirtualDevices&) = delete;
@@ -55,6 +57,7 @@ class VirtualDevices {
   };
 
   const Host host_;
+  HostAccelerators accelerators_;  // gone after the vdevs
   std::vector<Entry> entries_;
 };
 

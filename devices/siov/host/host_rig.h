@@ -1,0 +1,192 @@
+#pragma once
+
+// HostRig and GuestDsa: the whole way in memory: a guest's driver -> its Vdev (DsaPersonality,
+// VfioBackend) -> DsaHost -> LoopbackDevice -> a configurable Vdev with the software engine, which
+// moves the guest's memory.
+//
+//   HostRig rig({.portal = PortalMode::kPolled});
+//   GuestDsa guest(rig, {.queues = 1, .size = 16}, {.wqs = 1, .wq_size = 16}, PortalMode::kDirect);
+//   guest.Enable(0);
+//   guest.StoreDirect(0, Move(...));
+//
+// Threads: the test's, which is each guest's vCPU and loop.
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string_view>
+#include <utility>
+
+#include "devices/pci/fake_function.h"
+#include "devices/siov/core/vdev.h"
+#include "devices/siov/dsa/dsa_personality.h"
+#include "devices/siov/engine/descriptor.h"
+#include "devices/siov/engine/descriptor_runner.h"
+#include "devices/siov/engine/engine.h"
+#include "devices/siov/engine/fake_parts.h"
+#include "devices/siov/engine/polled_pages.h"
+#include "devices/siov/host/dsa_host.h"
+#include "devices/siov/host/loopback_device.h"
+#include "devices/siov/host/vfio_backend.h"
+#include "src/base/check.h"
+#include "src/base/event_loop.h"
+#include "src/memory/guest_memory.h"
+#include "tests/support/memory.h"
+
+namespace postern::dsa {
+
+struct HostRigOptions {
+  siov::PortalMode portal = siov::PortalMode::kTrapped;  // of the device
+  bool named_handles = false;
+  DsaOptions device{.profile = DsaProfile::kConfigurable, .wqs = 4};
+  DsaHostOptions host{.name = "loopback", .portals_are_memory = true};
+  // Descriptors of the fake (fake_parts.h) rather than real ones.
+  Ledger* ledger = nullptr;
+};
+
+struct HostRig {
+  static constexpr std::uint64_t kMemory = 0x400000;
+
+  explicit HostRig(const HostRigOptions& options = {}) {
+    auto engine =
+        Engine::Create({.name = "loopback",
+                        .workers = 4,
+                        .queues = 8,
+                        .operations = kAllOperations,
+                        .named_handles = options.named_handles},
+                       {.runner = options.ledger != nullptr
+                                      ? options.ledger->Runners()
+                                      : ExecutorRunners(memory, {.operations = kAllOperations}),
+                        .polled = PolledPages()});
+    auto personality = DsaPersonality::Create(options.device, engine.value()->caps());
+    auto own = std::make_unique<LoopbackDevice>(std::move(personality).value(),
+                                                std::move(engine).value(), options.portal);
+    device = own.get();
+    pending = std::move(own);
+    host_options = options.host;
+  }
+  // After faults were prepared. The failure's cause, or "".
+  std::string Open() {
+    auto opened = DsaHost::Create(std::move(pending), host_options);
+    if (!opened) return opened.error().cause;
+    host = std::move(*opened);
+    return "";
+  }
+
+  memory::MemoryMap memory{testing::MakeMemory(kMemory)};
+  LoopbackDevice* device = nullptr;
+  std::unique_ptr<vfio::HostDevice> pending;
+  DsaHostOptions host_options;
+  std::unique_ptr<DsaHost> host;
+};
+
+struct GuestDsa {
+  static constexpr std::uint64_t kRegisters = 0xc0100000;
+  static constexpr std::uint64_t kPortals = 0x4000100000;
+  static constexpr std::uint32_t kExpress = 0x40;
+
+  GuestDsa(HostRig& rig, const HostRequest& request, const DsaOptions& options,
+           siov::PortalMode portal) {
+    auto own = VfioBackend::Create(*rig.host, request).value();
+    backend = own.get();
+    if (portal == siov::PortalMode::kTrapped) CHECK(own->CanSubmit().has_value());
+    auto personality = DsaPersonality::Create(options, own->caps()).value();
+    vdev = siov::Vdev::Create({.name = "guest", .portal = portal}, std::move(personality),
+                              std::move(own), {bridge.platform.interrupts, *loop})
+               .value();
+    where = bridge.root->Add(*vdev).value();
+    Start();
+  }
+  ~GuestDsa() { CHECK(bridge.root->Remove(*vdev).has_value()); }
+  GuestDsa(const GuestDsa&) = delete;
+  GuestDsa& operator=(const GuestDsa&) = delete;
+
+  // BARs, memory decoding and bus mastering; after a function reset, too.
+  void Start() {
+    bridge.Config<std::uint32_t>(where, pci::kBar0, kRegisters);
+    bridge.Config<std::uint32_t>(where, pci::kBar0 + 8, kPortals & 0xffff'ffff);
+    bridge.Config<std::uint32_t>(where, pci::kBar0 + 12, kPortals >> 32);
+    bridge.Config<std::uint16_t>(where, pci::kCommand, 0x6);
+  }
+  template <typename U>
+  U Read(std::uint64_t offset) {
+    return bridge.Read<U>(kRegisters + offset);
+  }
+  template <typename U>
+  void Write(std::uint64_t offset, U value) {
+    bridge.Write<U>(kRegisters + offset, value);
+  }
+  // Until it is not active any more.
+  std::uint32_t Command(dsa_regs::Command code, std::uint32_t operand = 0) {
+    Write<std::uint32_t>(dsa_regs::kCmd, static_cast<std::uint32_t>(code) << 20 | operand);
+    CHECK(WaitFor([this] {
+      loop->RunOnce(0);
+      return (Read<std::uint32_t>(dsa_regs::kCmdstatus) >> 31) == 0;
+    }));
+    return Read<std::uint32_t>(dsa_regs::kCmdstatus);
+  }
+  void EnableMsix() {
+    const auto vectors = vdev->personality().layout().vectors;
+    for (std::uint32_t v = 0; v < vectors; ++v) {
+      const std::uint64_t entry = dsa_regs::kMsixTable + 16 * v;
+      Write<std::uint64_t>(entry, 0xfee00000);
+      Write<std::uint32_t>(entry + 8, 0x40 + v);
+      Write<std::uint32_t>(entry + 12, 0);
+    }
+    bridge.Config<std::uint16_t>(where, kExpress + pci::kExpressSizeV2 + pci::kMsixControl, 0x8000);
+  }
+  // As Linux does: the device, then one queue. 0, or the first status that is not.
+  std::uint32_t Enable(std::uint32_t queue) {
+    const std::uint32_t state = Read<std::uint32_t>(dsa_regs::kGensts) & 3;
+    if (state == 0) {
+      EnableMsix();
+      Write<std::uint32_t>(dsa_regs::kGenctrl, 3);
+      if (const std::uint32_t status = Command(dsa_regs::Command::kEnableDevice); status != 0)
+        return status;
+    }
+    return Command(dsa_regs::Command::kEnableWq, queue);
+  }
+  std::uint32_t Handle(std::uint32_t vector) {
+    if (!vdev->backend().caps().named_handles) return vector;
+    return Command(dsa_regs::Command::kRequestHandle, vector) >> 8;
+  }
+  void FunctionLevelReset() {
+    bridge.Config<std::uint16_t>(where, kExpress + pci::kExpressDeviceControl, pci::kExpressFlr);
+  }
+  // MOVDIR64B by an exit, and by the mapped page.
+  void SubmitTrapped(std::uint32_t queue, const siov::Descriptor& descriptor) {
+    const MutexLock lock(vdev->lock());
+    vdev->SubmitAt(std::uint64_t{queue} * 0x4000 + 0x1000, descriptor);
+  }
+  void StoreDirect(std::uint32_t queue, const siov::Descriptor& descriptor) {
+    const std::uint64_t at = kPortals + std::uint64_t{queue} * 0x4000 + 0x1000 + 64 * slot;
+    slot = (slot + 1) % 64;
+    const std::span<const std::byte> bytes = descriptor;
+    for (std::size_t i = 56;; i -= 8) {
+      CHECK(bridge.platform.pages.GuestWrite(memory::Gpa(at + i), bytes.subspan(i, 8)));
+      if (i == 0) break;
+    }
+  }
+  std::uint64_t Counter(std::string_view name) {
+    struct Sink final : CounterSink {
+      void Add(std::string_view added, std::uint64_t value) override {
+        if (added == wanted) found = value;
+      }
+      std::string_view wanted;
+      std::uint64_t found = ~std::uint64_t{0};
+    } sink;
+    sink.wanted = name;
+    vdev->ReportCounters(sink);
+    return sink.found;
+  }
+
+  pci::FakeBridge bridge;
+  std::unique_ptr<EventLoop> loop = EventLoop::Create().value();
+  VfioBackend* backend = nullptr;
+  std::unique_ptr<siov::Vdev> vdev;
+  pci::Bdf where;
+  std::uint32_t slot = 0;
+};
+
+}  // namespace postern::dsa

@@ -57,7 +57,14 @@ class Region {
   [[nodiscard]] Gpa base() const { return base_; }
   [[nodiscard]] std::uint64_t size() const { return size_; }
   [[nodiscard]] const Backing& backing() const { return backing_; }
-  // -1 for anonymous memory. The region starts at offset 0 of the file.
+  // `size` bytes from `offset` (multiples of 4096) of a file another process gave, mapped shared to
+  // be read and written; the descriptor is not kept. kPeerProtocol for a file that is no memory
+  // (memfd, tmpfs, hugetlbfs), that ends before, or that could be shortened under us later: it must
+  // have F_SEAL_SHRINK, or take it. kSystem keeps errno.
+  [[nodiscard]] static Result<std::shared_ptr<const Region>> Adopt(Gpa base, std::uint64_t size,
+                                                                   int fd, std::uint64_t offset);
+
+  // -1 for anonymous and adopted memory. The region starts at offset 0 of the file.
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] DirtyBitmap* dirty() const { return dirty_.get(); }
   // For KVM memslots and IOMMU maps alone (they need the user address); never for reading or

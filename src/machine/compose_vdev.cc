@@ -79,8 +79,8 @@ Outcome<ComposedVdev> ComposeVdev(const VdevConfig& config, const std::string& i
                                    portal == siov::PortalMode::kPolled ? "polled" : "trapped",
                                    (*engine)->Describe());
   Result<std::unique_ptr<siov::Vdev>> vdev =
-      siov::Vdev::Create({.name = id, .portal = portal}, std::move(*personality),
-                         std::move(*engine), {host.interrupts, host.loop});
+      siov::Vdev::Create({.name = id, .portal = portal, .pages_leave = host.pages_leave},
+                         std::move(*personality), std::move(*engine), {host.interrupts, host.loop});
   if (!vdev) return HostFailure("cannot be composed", vdev.error());
   return ComposedVdev{.detail = std::move(detail), .vdev = std::move(*vdev)};
 }

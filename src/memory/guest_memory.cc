@@ -60,21 +60,23 @@ Result<Fd> CreateFile(std::uint64_t size, const Backing& backing) {
   return fd;
 }
 
-// That [offset, offset + size) is in a file of memory now and stays there: an access beyond the end
-// of a mapped file is a SIGBUS.
+// That [offset, offset + size) is in a file of memory now.
 Result<void> CheckForeign(int fd, std::uint64_t offset, std::uint64_t size) {
   // Fails for all but memory. Of another file system pages may never come: its server may be the
   // process that gave the file.
-  const int seals = fcntl(fd, F_GET_SEALS);
-  if (seals < 0) return Err(Errc::kPeerProtocol, "file that is no memory");
-  if ((seals & F_SEAL_SHRINK) == 0 && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) != 0)
-    return Err(Errc::kPeerProtocol, "memory file that may be shortened (no F_SEAL_SHRINK)");
+  if (fcntl(fd, F_GET_SEALS) < 0) return Err(Errc::kPeerProtocol, "file that is no memory");
   struct stat file {};
   if (fstat(fd, &file) != 0) return SysError("fstat");
   const auto length = static_cast<std::uint64_t>(std::max<off_t>(file.st_size, 0));
   if (offset > length || size > length - offset)
     return Err(Errc::kPeerProtocol, "memory beyond the end of its file");
   return {};
+}
+
+// Before its end is looked at: it stays where it is then.
+bool SealEnd(int fd) {
+  const int seals = fcntl(fd, F_GET_SEALS);
+  return seals >= 0 && ((seals & F_SEAL_SHRINK) != 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0);
 }
 
 int MapFlags(const Backing& backing) {
@@ -172,6 +174,7 @@ Result<RegionPtr> Region::Create(Gpa base, std::uint64_t size, const Backing& ba
 Result<RegionPtr> Region::Adopt(Gpa base, std::uint64_t size, int fd, std::uint64_t offset) {
   TRY(Validate(base, size, {}));
   if (offset % kSmallPage != 0) return Err(Errc::kInvalidArgument, "offset of memory in its file");
+  const bool sealed = SealEnd(fd);
   TRY(CheckForeign(fd, offset, size));
   const std::shared_ptr<Region> region(new Region());
   region->base_ = base;
@@ -179,6 +182,7 @@ Result<RegionPtr> Region::Adopt(Gpa base, std::uint64_t size, int fd, std::uint6
   region->backing_ = {.kind = Backing::Kind::kMemfd, .shared = true};
   region->mapping_ = TRY(
       Mmap::CreateCongruent(size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, offset));
+  if (!sealed) region->guard_ = TRY(FileGuard::Create(region->mapping_.data(), size));
   TRY(Advise(region->mapping_, region->backing_));
   return RegionPtr(region);
 }

@@ -14,8 +14,9 @@
 // The device's threads signal the client's eventfd themselves: a route's descriptor keeps its
 // number and is made to stand for another file (dup3). A descriptor that is no eventfd is refused,
 // as a write to it might block, and an eventfd is made non-blocking. A client that makes it
-// blocking again and fills it can stop its own device's threads until it goes; Detach then frees
-// them.
+// blocking again and fills it stops its own device's threads until Detach, which makes room. (One
+// that refills it in the very moment after, on another CPU, wins that race: whoever waits for those
+// threads then waits as long as it goes on.)
 //
 // Ownership: outlives the function that has it as its source, and the routes. Threads: Assign,
 // Clear, Forget, Attach, Detach and the routes' calls with the function's lock; signals from any.

@@ -1,11 +1,11 @@
 #include "vfio/user/client_memory.h"
 
+#include <algorithm>
 #include <iterator>
 #include <limits>
 #include <utility>
 
 #include "src/base/check.h"
-#include "src/base/log.h"
 
 namespace postern::vfio {
 namespace {
@@ -47,21 +47,27 @@ Result<void> ClientMemory::Map(const UserDmaMap& map, const Fd& file) {
                       "memory-backend; Postern: --memory SIZE,shared; Cloud Hypervisor: "
                       "--memory shared=on)"));
   }
-  const bool reached = map.readable && map.writable;
-  if (reached) {
+  memory::RegionPtr reached;
+  if (map.readable && map.writable) {
     Result<memory::RegionPtr> region =
         memory::Region::Adopt(memory::Gpa(map.address), map.size, file.get(), map.offset);
     if (!region) return refuse(Unexpected(region.error()));
     if (Result<void> added = map_.Add(*region); !added) return refuse(Unexpected(added.error()));
+    reached = std::move(*region);
   }
-  mappings_.emplace(map.address, Mapping{map.size, reached});
+  mappings_.emplace(map.address, Mapping{map.size, std::move(reached)});
   maps_.Add();
+  most_mappings_ = std::max(most_mappings_, mappings_.size());
+  most_bytes_ = std::max(most_bytes_, bytes());
   return {};
 }
 
 void ClientMemory::Remove(Mappings::iterator mapping) {
   // It was added when the mapping was.
-  if (mapping->second.reached) CHECK(map_.Remove(memory::Gpa(mapping->first)).has_value());
+  if (mapping->second.region != nullptr) {
+    CHECK(map_.Remove(memory::Gpa(mapping->first)).has_value());
+    lost_ += mapping->second.region->lost() ? 1 : 0;
+  }
   mappings_.erase(mapping);
   unmaps_.Add();
 }
@@ -93,8 +99,15 @@ Result<void> ClientMemory::Unmap(const UserDmaUnmap& unmap) {
 std::uint64_t ClientMemory::bytes() const {
   std::uint64_t sum = 0;
   for (const auto& [address, mapping] : mappings_) {
-    if (mapping.reached) sum += mapping.size;
+    if (mapping.region != nullptr) sum += mapping.size;
   }
+  return sum;
+}
+
+std::uint64_t ClientMemory::lost() const {
+  std::uint64_t sum = lost_;
+  for (const auto& [address, mapping] : mappings_)
+    sum += mapping.region != nullptr && mapping.region->lost() ? 1 : 0;
   return sum;
 }
 
@@ -103,6 +116,7 @@ void ClientMemory::ReportCounters(CounterSink& sink) const {
   sink.Add("dma_unmaps", unmaps_.Get());
   sink.Add("dma_maps_refused", maps_refused_.Get());
   sink.Add("dma_maps_without_file", maps_without_file_.Get());
+  sink.Add("dma_files_shortened", lost());
 }
 
 }  // namespace postern::vfio

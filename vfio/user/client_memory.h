@@ -7,8 +7,9 @@
 //   TRY(memory.Map({.readable = true, .writable = true, .address = 0, .size = 1 << 28}, file));
 //   Engine engine(..., memory.map());
 //
-// A mapping must come with a file of memory that cannot be shortened (memory::Region::Adopt): what
-// is not mapped here cannot be reached, as this server does not ask for memory by message. A
+// A mapping must come with a file of memory (memory::Region::Adopt): what is not mapped here cannot
+// be reached, as this server does not ask for memory by message. A client that shortens its file
+// under us gets zeros for memory, and is counted. A
 // mapping for reading alone is accepted, and not reached either: a device that writes where it may
 // only read must fault, and what is read only to a device (a ROM) is nothing it is given work in.
 //
@@ -44,12 +45,17 @@ class ClientMemory {
   [[nodiscard]] std::size_t mappings() const { return mappings_.size(); }
   // That can be reached.
   [[nodiscard]] std::uint64_t bytes() const;
+  // The most there ever were at once, of each.
+  [[nodiscard]] std::size_t most_mappings() const { return most_mappings_; }
+  [[nodiscard]] std::uint64_t most_bytes() const { return most_bytes_; }
+  // Mappings whose file was shortened.
+  [[nodiscard]] std::uint64_t lost() const;
   void ReportCounters(CounterSink& sink) const;
 
  private:
   struct Mapping {
     std::uint64_t size;
-    bool reached;
+    memory::RegionPtr region;  // null: not reached
   };
   using Mappings = std::map<std::uint64_t, Mapping>;  // by address
 
@@ -61,6 +67,9 @@ class ClientMemory {
   const std::size_t max_mappings_;
   memory::MemoryMap map_;
   Mappings mappings_;
+  std::size_t most_mappings_ = 0;
+  std::uint64_t most_bytes_ = 0;
+  std::uint64_t lost_ = 0;  // of mappings that are gone
   Counter maps_, unmaps_, maps_refused_, maps_without_file_;
 };
 

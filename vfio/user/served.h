@@ -35,7 +35,7 @@ class UserServed {
  public:
   virtual ~UserServed() = default;
 
-  // "2 mappings, 256 MiB": what the client has mapped now, for people.
+  // "at most 256 MiB in 2 mappings": what the client had mapped, for people.
   [[nodiscard]] virtual std::string Describe() const = 0;
   // `index` is below kRegionCount and kIrqCount.
   [[nodiscard]] virtual ServedRegion Region(std::uint32_t index) const = 0;

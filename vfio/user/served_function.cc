@@ -61,6 +61,10 @@ ServedFunction::~ServedFunction() {
   const MutexLock lock(function().lock());
   // Its threads are about to be waited for.
   interrupts_.Detach();
+  if (memory_->lost() != 0) {
+    LOG_WARN("vfio-user", "{}: the client had shortened {} of its memory files: zeros were used",
+             function().name(), memory_->lost());
+  }
 }
 
 Result<void> ServedFunction::FindMsix() {
@@ -129,10 +133,9 @@ void ServedFunction::Arm() {
 }
 
 std::string ServedFunction::Describe() const {
-  return fmt::format("{} mapping{} with {} MiB to reach, {} interrupt vector{}",
-                     memory_->mappings(), memory_->mappings() == 1 ? "" : "s",
-                     memory_->bytes() >> 20, interrupts_.assigned(),
-                     interrupts_.assigned() == 1 ? "" : "s");
+  const std::size_t most = memory_->most_mappings();
+  return fmt::format("at most {} MiB in {} mapping{}", memory_->most_bytes() >> 20, most,
+                     most == 1 ? "" : "s");
 }
 
 ServedRegion ServedFunction::Region(std::uint32_t index) const {
@@ -283,9 +286,12 @@ Result<void> ServedFunction::MapDma(const UserDmaMap& map, Fd file) {
 
 Result<void> ServedFunction::UnmapDma(const UserDmaUnmap& unmap) {
   const MutexLock lock(function().lock());
+  // Its threads are waited for.
+  interrupts_.Detach();
   if (parts_.hooks.stop_dma) parts_.hooks.stop_dma();
   const Result<void> done = memory_->Unmap(unmap);
   if (parts_.hooks.resume_dma) parts_.hooks.resume_dma();
+  interrupts_.Attach();
   return done;
 }
 

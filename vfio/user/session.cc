@@ -183,7 +183,7 @@ Result<void> UserSession::Map(UserMessage& message) {
   if (const Result<void> done = device_.MapDma(*map, std::move(file)); !done) {
     GUEST_LOG("vfio-user", "{}: DMA mapping of {:#x} bytes at {:#x} is refused: {}", name_,
               map->size, map->address, done.error().op);
-    return Refuse(message.header, done.error());
+    return RefuseQuietly(message.header, done.error());
   }
   LOG_DEBUG("vfio-user", "{}: mapped {:#x} bytes at {:#x}", name_, map->size, map->address);
   return Answer(message.header, {});
@@ -258,9 +258,13 @@ Result<void> UserSession::Answer(const UserHeader& to, Payload payload, std::spa
 }
 
 Result<void> UserSession::Refuse(const UserHeader& to, const Error& why) {
-  counters_.commands_refused.Add();
   GUEST_LOG("vfio-user", "{}: command {} is refused: {}", name_,
             static_cast<std::uint16_t>(to.command), why.op);
+  return RefuseQuietly(to, why);
+}
+
+Result<void> UserSession::RefuseQuietly(const UserHeader& to, const Error& why) {
+  counters_.commands_refused.Add();
   if (to.no_reply) return {};
   return channel_.Send(
       {.id = to.id, .command = to.command, .reply = true, .failed = true, .error = ErrnoOf(why)},

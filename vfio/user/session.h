@@ -81,7 +81,9 @@ class UserSession {
 
   [[nodiscard]] Result<void> Answer(const UserHeader& to, Payload payload,
                                     std::span<const int> fds = {});
+  // Counted, and logged.
   [[nodiscard]] Result<void> Refuse(const UserHeader& to, const Error& why);
+  [[nodiscard]] Result<void> RefuseQuietly(const UserHeader& to, const Error& why);
   [[nodiscard]] Unexpected End(const char* why);
 
   UserServed& device_;

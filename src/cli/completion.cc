@@ -7,7 +7,7 @@
 namespace postern::cli {
 namespace {
 
-constexpr std::string_view kVerbs = "run ctl doctor bind unbind completion --version --help";
+constexpr std::string_view kVerbs = "run ctl vdev doctor bind unbind completion --version --help";
 
 std::string Words(std::span<const Option> options, bool files_only) {
   std::string words;
@@ -54,6 +54,13 @@ std::string Bash() {
       if [ "$COMP_CWORD" -eq 2 ]; then COMPREPLY=($(compgen -f -- "$word")); return; fi
       if [ "$COMP_CWORD" -eq 3 ]; then COMPREPLY=($(compgen -W "{}" -- "$word")); return; fi
       COMPREPLY=($(compgen -W "{}" -- "$word")) ;;
+    vdev)
+      if [ "$COMP_CWORD" -eq 2 ]; then COMPREPLY=($(compgen -W "serve list" -- "$word")); return; fi
+      case "$before" in
+        {}) COMPREPLY=($(compgen -f -- "$word")); return ;;
+        --log-level) COMPREPLY=($(compgen -W "trace debug info warn error off" -- "$word")); return ;;
+      esac
+      COMPREPLY=($(compgen -W "{}" -- "$word")) ;;
     doctor)
       local line=${{COMP_LINE:0:COMP_POINT}}
       local value=${{line##*--device[ =]}}
@@ -76,7 +83,8 @@ std::string Bash() {
 complete -o default -F _postern postern
 )",
                      kVerbs, Words(RunOptions(), true), Words(RunOptions(), false), CtlCommands(),
-                     Words(CtlOptions(), false), Words(DoctorOptions(), false),
+                     Words(CtlOptions(), false), Words(VdevServeOptions(), true),
+                     Words(VdevServeOptions(), false), Words(DoctorOptions(), false),
                      Words(BindOptions(), false), Words(UnbindOptions(), false));
 }
 
@@ -100,6 +108,8 @@ std::string Fish() {
   add(CtlOptions(), "ctl");
   text += fmt::format("complete -c postern -F -n '__fish_seen_subcommand_from ctl' -a '{}'\n",
                       CtlCommands());
+  add(VdevServeOptions(), "vdev");
+  text += "complete -c postern -f -n '__fish_seen_subcommand_from vdev' -a 'serve list'\n";
   add(DoctorOptions(), "doctor");
   add(BindOptions(), "bind");
   add(UnbindOptions(), "unbind");

@@ -12,7 +12,7 @@
 #include "src/cli/doctor.h"
 #include "src/cli/print.h"
 #include "src/cli/run.h"
-#include "src/cli/vdev_list.h"
+#include "src/cli/vdev.h"
 #include "src/cli/version.h"
 
 namespace postern::cli {
@@ -26,10 +26,11 @@ A microVM monitor for Linux/KVM with virtio and VFIO devices.
 Verbs:
   run          start a microVM and run it to its end; without --kernel, the built-in guest that tests every device
   ctl          ask a running microVM: devices, hot plug, power button, counters
+  vdev serve   serve a virtual accelerator to guests of QEMU, Cloud Hypervisor or another Postern (vfio-user)
+  vdev list    what virtual devices can be composed on this host, and of what
   doctor       say what this host can do for a microVM; --device BDF: for one of its PCI devices
   bind         give PCI devices of the host to a VFIO driver, to be assigned to a microVM
   unbind       give them back to what they had before
-  vdev list    what virtual devices can be composed on this host, and of what
   completion   print a completion script: postern completion bash|zsh|fish
 
   --version    print the version
@@ -53,11 +54,10 @@ int Main(const std::vector<std::string>& arguments) {
   }
   if (verb == "run") return Run(rest);
   if (verb == "ctl") return Ctl(rest);
+  if (verb == "vdev") return Vdev(rest);
   if (verb == "doctor") return Doctor(rest);
   if (verb == "bind") return Bind(rest);
   if (verb == "unbind") return Unbind(rest);
-  if (verb == "vdev" && !rest.empty() && rest[0] == "list")
-    return VdevList({rest.begin() + 1, rest.end()});
   if (verb == "completion") {
     if (rest.size() != 1 || rest[0] == "--help") {
       Print(rest.size() == 1 ? stdout : stderr,

@@ -78,6 +78,25 @@ constexpr Option kRun[] = {
     {"help", "", "This text.", false},
 };
 
+constexpr Option kVdevServe[] = {
+    {"socket", "PATH",
+     "Listen here (required). The socket is this user's alone; one that a dead server left behind\n"
+     "is replaced.",
+     false, false, true},
+    {"type", "dsa[,KEY...]",
+     "The device (default dsa): a virtual Intel DSA, 8086:0b25.\n"
+     "profile=ro|cfg: its queues are configured here (default), or by the guest\n"
+     "portal=trapped|polled: each store of the guest is a message (default), or its pages are\n"
+     "memory that this process looks at; see below\n"
+     "wqs=N, wq-size=N, engines=N (threads), poll-sleep-us=N, id=NAME",
+     false},
+    {"metrics", "FILE", "Write counters as a line of JSON at the end, and on SIGUSR1.", false,
+     false, true},
+    {"log-level", "LEVEL", "trace, debug, info (default), warn, error or off.", false},
+    {"log-file", "FILE", "Append log lines here instead of standard error.", false, false, true},
+    {"help", "", "This text.", false},
+};
+
 constexpr Option kDoctor[] = {
     {"device", "BDF",
      "Look at this PCI device instead: what stands between it and a guest, and what to do about\n"
@@ -116,6 +135,9 @@ constexpr Option kCtl[] = {
 
 std::span<const Option> RunOptions() {
   return kRun;
+}
+std::span<const Option> VdevServeOptions() {
+  return kVdevServe;
 }
 std::span<const Option> DoctorOptions() {
   return kDoctor;

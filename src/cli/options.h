@@ -19,6 +19,7 @@ struct Option {
 };
 
 [[nodiscard]] std::span<const Option> RunOptions();
+[[nodiscard]] std::span<const Option> VdevServeOptions();
 [[nodiscard]] std::span<const Option> DoctorOptions();
 // These two verbs also take PCI addresses.
 [[nodiscard]] std::span<const Option> BindOptions();

@@ -106,11 +106,11 @@ TEST_CASE("completion: each shell's script names every flag; other shells are re
     const Outcome<std::string> script = CompletionScript(shell);
     REQUIRE(script);
     for (const std::span<const Option> table :
-         {RunOptions(), DoctorOptions(), BindOptions(), UnbindOptions()}) {
+         {RunOptions(), VdevServeOptions(), DoctorOptions(), BindOptions(), UnbindOptions()}) {
       for (const Option& option : table)
         CHECK(script->find(std::string(option.name)) != std::string::npos);
     }
-    for (const char* verb : {"run", "doctor", "bind", "unbind", "completion"})
+    for (const char* verb : {"run", "vdev", "serve", "doctor", "bind", "unbind", "completion"})
       CHECK(script->find(verb) != std::string::npos);
     CHECK(script->find("/sys/bus/pci/devices") != std::string::npos);
   }

@@ -118,6 +118,17 @@ Outcome<std::vector<Given>> ParseOptions(std::span<const Option> options, std::s
   return given;
 }
 
+Outcome<LogLevel> ParseLevel(const std::string& text) {
+  constexpr std::pair<const char*, LogLevel> kLevels[] = {
+      {"trace", LogLevel::kTrace}, {"debug", LogLevel::kDebug}, {"info", LogLevel::kInfo},
+      {"warn", LogLevel::kWarn},   {"error", LogLevel::kError}, {"off", LogLevel::kOff}};
+  for (const auto& [name, level] : kLevels) {
+    if (text == name) return level;
+  }
+  return ConfigFailure(fmt::format("--log-level: '{}' is no level", text),
+                       "use trace, debug, info, warn, error or off");
+}
+
 std::string FormatOptions(std::span<const Option> options) {
   std::string text;
   for (const Option& option : options) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "src/base/failure.h"
+#include "src/base/log.h"
 #include "src/cli/options.h"
 
 namespace postern::cli {
@@ -23,6 +24,8 @@ struct Given {
 [[nodiscard]] Outcome<std::vector<Given>> ParseOptions(
     std::span<const Option> options, std::string_view verb,
     const std::vector<std::string>& arguments, std::vector<std::string>* positional = nullptr);
+// The value of --log-level.
+[[nodiscard]] Outcome<LogLevel> ParseLevel(const std::string& text);
 // The table as help text.
 [[nodiscard]] std::string FormatOptions(std::span<const Option> options);
 

@@ -1,6 +1,5 @@
 #include "src/cli/run.h"
 
-#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -17,6 +16,7 @@
 #include "src/api/machine_target.h"
 #include "src/base/fd.h"
 #include "src/base/log.h"
+#include "src/cli/metrics_file.h"
 #include "src/cli/parse.h"
 #include "src/cli/print.h"
 #include "src/machine/machine.h"
@@ -32,17 +32,6 @@ struct RunSettings {
   bool dry_run = false;
   bool help = false;
 };
-
-Outcome<LogLevel> ParseLevel(const std::string& text) {
-  constexpr std::pair<const char*, LogLevel> kLevels[] = {
-      {"trace", LogLevel::kTrace}, {"debug", LogLevel::kDebug}, {"info", LogLevel::kInfo},
-      {"warn", LogLevel::kWarn},   {"error", LogLevel::kError}, {"off", LogLevel::kOff}};
-  for (const auto& [name, level] : kLevels) {
-    if (text == name) return level;
-  }
-  return ConfigFailure(fmt::format("--log-level: '{}' is no level", text),
-                       "use trace, debug, info, warn, error or off");
-}
 
 Outcome<RunSettings> ParseRun(const std::vector<std::string>& arguments) {
   Outcome<std::vector<Given>> given = ParseOptions(RunOptions(), "run", arguments);
@@ -148,23 +137,8 @@ class Signals final : private EventHandler {
   std::optional<int> forced_;
 };
 
-Outcome<Fd> OpenMetrics(const std::string& path) {
-  Fd fd(open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
-  if (!fd.valid()) {
-    return ConfigFailure(
-        fmt::format("cannot write metrics to '{}': {}", path, strerrordesc_np(errno)),
-        "check the path");
-  }
-  return fd;
-}
-
 void WriteMetrics(const Fd& fd, const Machine& machine) {
-  if (!fd.valid()) return;
-  const std::string line = machine.Metrics();
-  // One write: lines of several processes that append to one file do not mix.
-  if (write(fd.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
-    LOG_ERROR("cli", "metrics could not be written: {}", strerrordesc_np(errno));
-  }
+  if (fd.valid()) AppendMetrics(fd, machine.Metrics());
 }
 
 struct End {

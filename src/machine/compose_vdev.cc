@@ -149,9 +149,9 @@ Outcome<ComposedVdev> ComposeVdev(const VdevConfig& config, const std::string& i
   std::string detail = fmt::format("{}, {} queue{} of {}, {} portals, {}", (*personality)->name(),
                                    shape.wqs, shape.wqs == 1 ? "" : "s", shape.wq_size,
                                    NameOf(work->portal), work->backend->Describe());
-  Result<std::unique_ptr<siov::Vdev>> vdev =
-      siov::Vdev::Create({.name = id, .portal = work->portal}, std::move(*personality),
-                         std::move(work->backend), {host.interrupts, host.loop});
+  Result<std::unique_ptr<siov::Vdev>> vdev = siov::Vdev::Create(
+      {.name = id, .portal = work->portal, .pages_leave = host.pages_leave},
+      std::move(*personality), std::move(work->backend), {host.interrupts, host.loop});
   if (!vdev) return HostFailure("cannot be composed", vdev.error());
   return ComposedVdev{.detail = std::move(detail), .vdev = std::move(*vdev)};
 }

@@ -25,8 +25,9 @@ namespace postern {
 struct VdevHost {
   bus::InterruptSource& interrupts;
   const memory::MemoryMap& memory;
-  EventLoop& loop;         // on which the back end's events are handled
-  std::uint32_t cpus = 1;  // of the guest, which decide what portals may be
+  EventLoop& loop;           // on which the back end's events are handled
+  std::uint32_t cpus = 1;    // of the guest, which decide what portals may be
+  bool pages_leave = false;  // siov::VdevOptions'
   // Outlives the device; null: backend=vfio is not to be had.
   HostAccelerators* accelerators = nullptr;
 };

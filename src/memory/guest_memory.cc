@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/memfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -57,6 +58,25 @@ Result<Fd> CreateFile(std::uint64_t size, const Backing& backing) {
     return SysError("fcntl(F_ADD_SEALS)");
   }
   return fd;
+}
+
+// That [offset, offset + size) is in a file of memory now.
+Result<void> CheckForeign(int fd, std::uint64_t offset, std::uint64_t size) {
+  // Fails for all but memory. Of another file system pages may never come: its server may be the
+  // process that gave the file.
+  if (fcntl(fd, F_GET_SEALS) < 0) return Err(Errc::kPeerProtocol, "file that is no memory");
+  struct stat file {};
+  if (fstat(fd, &file) != 0) return SysError("fstat");
+  const auto length = static_cast<std::uint64_t>(std::max<off_t>(file.st_size, 0));
+  if (offset > length || size > length - offset)
+    return Err(Errc::kPeerProtocol, "memory beyond the end of its file");
+  return {};
+}
+
+// Before its end is looked at: it stays where it is then.
+bool SealEnd(int fd) {
+  const int seals = fcntl(fd, F_GET_SEALS);
+  return seals >= 0 && ((seals & F_SEAL_SHRINK) != 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0);
 }
 
 int MapFlags(const Backing& backing) {
@@ -148,6 +168,22 @@ Result<RegionPtr> Region::Create(Gpa base, std::uint64_t size, const Backing& ba
   TRY(Advise(region->mapping_, region->backing_));
   if (backing.prefault) TRY(Prefault(region->mapping_, region->backing_.page_size));
   if (backing.track_dirty) region->dirty_ = std::make_unique<DirtyBitmap>(size);
+  return RegionPtr(region);
+}
+
+Result<RegionPtr> Region::Adopt(Gpa base, std::uint64_t size, int fd, std::uint64_t offset) {
+  TRY(Validate(base, size, {}));
+  if (offset % kSmallPage != 0) return Err(Errc::kInvalidArgument, "offset of memory in its file");
+  const bool sealed = SealEnd(fd);
+  TRY(CheckForeign(fd, offset, size));
+  const std::shared_ptr<Region> region(new Region());
+  region->base_ = base;
+  region->size_ = size;
+  region->backing_ = {.kind = Backing::Kind::kMemfd, .shared = true};
+  region->mapping_ = TRY(
+      Mmap::CreateCongruent(size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, offset));
+  if (!sealed) region->guard_ = TRY(FileGuard::Create(region->mapping_.data(), size));
+  TRY(Advise(region->mapping_, region->backing_));
   return RegionPtr(region);
 }
 

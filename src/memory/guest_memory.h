@@ -24,6 +24,7 @@
 #include "src/base/mmap.h"
 #include "src/base/mutex.h"
 #include "src/base/result.h"
+#include "src/memory/file_guard.h"
 #include "src/memory/guest_view.h"
 
 namespace postern::memory {
@@ -57,9 +58,18 @@ class Region {
   [[nodiscard]] Gpa base() const { return base_; }
   [[nodiscard]] std::uint64_t size() const { return size_; }
   [[nodiscard]] const Backing& backing() const { return backing_; }
-  // -1 for anonymous memory. The region starts at offset 0 of the file.
+  // `size` bytes from `offset` (multiples of 4096) of a file another process gave, mapped shared to
+  // be read and written; the descriptor is not kept. kPeerProtocol for a file that is no memory
+  // (memfd, tmpfs, hugetlbfs), or that ends before; kSystem keeps errno. A file that can be sealed
+  // is, so that it cannot be shortened under us; one that cannot has a FileGuard.
+  [[nodiscard]] static Result<std::shared_ptr<const Region>> Adopt(Gpa base, std::uint64_t size,
+                                                                   int fd, std::uint64_t offset);
+
+  // -1 for anonymous and adopted memory. The region starts at offset 0 of the file.
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] DirtyBitmap* dirty() const { return dirty_.get(); }
+  // An adopted file was shortened, and what is here is zeros of our own.
+  [[nodiscard]] bool lost() const { return guard_ && guard_->lost(); }
   // For KVM memslots and IOMMU maps alone (they need the user address); never for reading or
   // writing guest memory.
   [[nodiscard]] std::uint64_t host_address() const;
@@ -75,6 +85,7 @@ class Region {
   Backing backing_;
   Fd fd_;
   Mmap mapping_;
+  std::optional<FileGuard> guard_;  // goes before mapping_
   std::unique_ptr<DirtyBitmap> dirty_;
 };
 

@@ -142,15 +142,18 @@ std::vector<std::byte> BuildDmaMap(const UserDmaMap& map) {
 
 Result<UserDmaUnmap> ParseDmaUnmap(std::span<const std::byte> payload) {
   const auto raw = TRY(Take<WireDmaUnmap>(payload, 0, "DMA_UNMAP"));
-  if (payload.size() != sizeof(raw) || raw.argsz.get() < sizeof(raw) || raw.flags.get() != 0) {
+  const UserDmaUnmap unmap{raw.address.get(), raw.size.get(), raw.flags.get() == kWireUnmapAll};
+  if (payload.size() != sizeof(raw) || raw.argsz.get() < sizeof(raw) ||
+      (raw.flags.get() & ~kWireUnmapAll) != 0 || (!unmap.all && Wraps(unmap.address, unmap.size))) {
     return Broken("DMA_UNMAP");
   }
-  return UserDmaUnmap{raw.address.get(), raw.size.get()};
+  return unmap;
 }
 
 std::vector<std::byte> BuildDmaUnmap(const UserDmaUnmap& unmap) {
   WireDmaUnmap raw{};
   raw.argsz = sizeof(raw);
+  raw.flags = unmap.all ? kWireUnmapAll : 0;
   raw.address = unmap.address;
   raw.size = unmap.size;
   return Bytes(raw);
@@ -216,7 +219,7 @@ std::vector<std::byte> BuildRegionInfo(const UserRegionInfo& info, std::uint32_t
   raw.argsz = static_cast<std::uint32_t>(sizeof(raw) + caps);
   const bool fits = raw.argsz.get() <= argsz;
   raw.flags = (info.readable ? kWireRegionRead : 0) | (info.writable ? kWireRegionWrite : 0) |
-              (info.mappable ? kWireRegionMap : 0) | (info.sparse ? kWireRegionCaps : 0);
+              (info.mappable ? kWireRegionMap : 0) | (info.sparse && fits ? kWireRegionCaps : 0);
   raw.index = info.index;
   raw.cap_offset = info.sparse && fits ? static_cast<std::uint32_t>(sizeof(raw)) : 0;
   raw.size = info.size;

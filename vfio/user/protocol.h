@@ -96,7 +96,8 @@ struct UserDmaMap {
 
 struct UserDmaUnmap {
   std::uint64_t address = 0;
-  std::uint64_t size = 0;
+  std::uint64_t size = 0;  // address + size - 1 does not wrap
+  bool all = false;        // whatever the other two say
 };
 [[nodiscard]] Result<UserDmaUnmap> ParseDmaUnmap(std::span<const std::byte> payload);
 [[nodiscard]] std::vector<std::byte> BuildDmaUnmap(const UserDmaUnmap& unmap);
@@ -131,7 +132,8 @@ struct UserRegionInfo {
   std::vector<MapArea> areas;  // as told: not checked against the region
 };
 [[nodiscard]] Result<UserRegionInfo> ParseRegionInfo(std::span<const std::byte> payload);
-// At most `argsz` bytes: without the areas where they do not fit.
+// At most `argsz` bytes: without the areas, and any word of them, where they do not fit. (QEMU
+// takes the flag without an offset for an error, and asks again by `needed` alone.)
 [[nodiscard]] std::vector<std::byte> BuildRegionInfo(const UserRegionInfo& info,
                                                      std::uint32_t argsz);
 // The areas as RegionInfo promises them: whole pages inside the region, ascending. An area is cut

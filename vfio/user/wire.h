@@ -41,6 +41,8 @@ static_assert(sizeof(WireDmaMap) == 32);
 constexpr std::uint32_t kWireDmaRead = 1 << 0;
 constexpr std::uint32_t kWireDmaWrite = 1 << 1;
 
+constexpr std::uint32_t kWireUnmapAll = 1 << 1;  // VFIO_DMA_UNMAP_FLAG_ALL
+
 struct WireDmaUnmap {
   le32 argsz;
   le32 flags;

@@ -31,21 +31,32 @@ void LoadRest(const std::uint64_t* slot, Words& words) {
 
 }  // namespace
 
-Result<PolledPage> PolledPage::Create(std::uint32_t pages) {
-  if (pages == 0 || pages > kMaxPages) return Err(Errc::kInvalidArgument, "polled portal pages");
-  const std::size_t size = std::size_t{pages} * kPageSize;
+Result<Fd> PolledPage::CreateFile(std::uint64_t bytes) {
   Fd file(memfd_create("postern-portal", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!file.valid()) return SysError("memfd_create");
-  if (ftruncate(file.get(), static_cast<off_t>(size)) != 0) return SysError("ftruncate");
+  if (ftruncate(file.get(), static_cast<off_t>(bytes)) != 0) return SysError("ftruncate");
   // Another process that is given the file (vfio-user) must not shorten it under us.
   if (fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
     return SysError("fcntl(F_ADD_SEALS)");
-  Mmap memory = TRY(Mmap::Create(size, PROT_READ | PROT_WRITE, MAP_SHARED, file.get()));
-  return PolledPage(std::move(file), std::move(memory), pages);
+  return file;
 }
 
-PolledPage::PolledPage(Fd file, Mmap memory, std::uint32_t pages)
+Result<PolledPage> PolledPage::Create(std::uint32_t pages) {
+  if (pages == 0 || pages > kMaxPages) return Err(Errc::kInvalidArgument, "polled portal pages");
+  return CreateIn(TRY(CreateFile(std::uint64_t{pages} * kPageSize)), 0, pages);
+}
+
+Result<PolledPage> PolledPage::CreateIn(const Fd& file, std::uint64_t offset, std::uint32_t pages) {
+  if (pages == 0 || pages > kMaxPages) return Err(Errc::kInvalidArgument, "polled portal pages");
+  Fd own = TRY(file.Duplicate());
+  Mmap memory = TRY(Mmap::Create(std::size_t{pages} * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED,
+                                 own.get(), offset));
+  return PolledPage(std::move(own), offset, std::move(memory), pages);
+}
+
+PolledPage::PolledPage(Fd file, std::uint64_t offset, Mmap memory, std::uint32_t pages)
     : file_(std::move(file)),
+      offset_(offset),
       memory_(std::move(memory)),
       cursors_(pages),
       counters_(std::make_unique<Counters>()) {
@@ -59,8 +70,10 @@ PolledPage::PolledPage(Fd file, Mmap memory, std::uint32_t pages)
 bus::HostPages PolledPage::host(std::uint32_t page) const {
   CHECK(page < pages());
   const std::uint64_t offset = std::uint64_t{page} * kPageSize;
-  return {
-      .fd = file_.get(), .offset = offset, .address = memory_.data() + offset, .length = kPageSize};
+  return {.fd = file_.get(),
+          .offset = offset_ + offset,
+          .address = memory_.data() + offset,
+          .length = kPageSize};
 }
 
 void PolledPage::Forget() {

@@ -53,8 +53,14 @@ class PolledPage {
   static constexpr std::uint32_t kPageSize = kSlots * kDescriptorSize;
   static constexpr std::uint32_t kScanEvery = 256;
 
+  // Of pages that are handed to another process in one descriptor: a memfd that can be neither
+  // shortened nor extended. `bytes`: a multiple of the page's size.
+  [[nodiscard]] static Result<Fd> CreateFile(std::uint64_t bytes);
   // `pages` (1..64) pages in one file, next to each other.
   [[nodiscard]] static Result<PolledPage> Create(std::uint32_t pages);
+  // The same at `offset` of a file of CreateFile; the descriptor is duplicated.
+  [[nodiscard]] static Result<PolledPage> CreateIn(const Fd& file, std::uint64_t offset,
+                                                   std::uint32_t pages);
 
   [[nodiscard]] std::uint32_t pages() const { return static_cast<std::uint32_t>(cursors_.size()); }
   // To be mapped into the guest. `page` is below pages() (CHECK).
@@ -103,7 +109,7 @@ class PolledPage {
     Counter broken_rules, overwritten;
   };
 
-  PolledPage(Fd file, Mmap memory, std::uint32_t pages);
+  PolledPage(Fd file, std::uint64_t offset, Mmap memory, std::uint32_t pages);
 
   static std::uint64_t Word(const Cursor& cursor, std::uint32_t slot, std::uint32_t word) {
     return __atomic_load_n(cursor.words + std::size_t{slot} * 8 + word, __ATOMIC_ACQUIRE);
@@ -131,6 +137,7 @@ class PolledPage {
   void Distrust(Counter& why);
 
   Fd file_;
+  std::uint64_t offset_;
   Mmap memory_;
   std::vector<Cursor> cursors_;
   bool trusted_ = true;

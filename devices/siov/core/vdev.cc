@@ -80,7 +80,8 @@ Vdev::Vdev(const VdevOptions& options, std::unique_ptr<Personality> personality,
       personality_(std::move(personality)),
       backend_(std::move(backend)),
       handles_(personality_->layout().vectors),
-      events_(host.loop, lock()) {}
+      events_(host.loop, lock()),
+      pages_leave_(options.pages_leave) {}
 
 Vdev::~Vdev() {
   if (msix() != nullptr) msix()->SetObserver(nullptr);
@@ -267,6 +268,7 @@ void Vdev::ReportCounters(CounterSink& sink) const {
   sink.Add("resets", resets_.Get());
   sink.Add("portal_rules_broken", rules_broken_.Get());
   sink.Add("portal_trap_failures", trap_failures_.Get());
+  sink.Add("losses", losses_.Get());
   sink.Add("unknown_handles", unknown_handles_.Get());
   sink.Add("events_dropped", events_.dropped());
   portals_->ReportCounters(sink);

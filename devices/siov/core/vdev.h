@@ -15,7 +15,10 @@
 //
 // A portal that is polled becomes a trapped one when the backend says that its driver breaks the
 // rule of polled_page.h, and stays so over resets: what is in its pages is looked at once more when
-// no guest can reach them, so that nothing is lost by the change itself.
+// no guest can reach them, so that nothing is lost by the change itself. Where pages cannot be
+// taken back (VdevOptions::pages_leave) that is not to be had: what such a driver stores later
+// would be lost unseen. There the Vdev looks at the pages once more and is lost, as with a back end
+// that is gone: it halts, over resets, too.
 //
 // Ownership: owns personality and backend; borrows the InterruptSource and the loop, on which the
 // backend's events are handled (with the function's lock). Destroyed on the loop's thread, or while
@@ -49,6 +52,8 @@ struct VdevOptions {
   std::string name;
   // What the portals are: kDirect and kPolled must be in the backend's caps (kUnsupported).
   PortalMode portal = PortalMode::kTrapped;
+  // Polled pages may be mapped where they cannot be taken back (by a client in another process).
+  bool pages_leave = false;
 };
 
 // Saved state, version 1. Taken between Quiesce and Resume.
@@ -168,7 +173,9 @@ class Vdev final : public pci::PciFunction,
 
   // --- with the lock held ---
   [[nodiscard]] bool BusMaster() const;
+  void ReactToBrokenRule(std::uint32_t queue);
   void MakeTrapped(std::uint32_t queue);
+  void HaltForGood(std::uint32_t queue);
   [[nodiscard]] Result<void> TrapPortal(std::uint32_t queue);
   void Lose();
   [[nodiscard]] Result<void> RestoreParts(const VdevState& state) REQUIRES(lock());
@@ -187,10 +194,11 @@ class Vdev final : public pci::PciFunction,
   bool bus_master_ = false;    // as the personality was told
   bool quiesced_ = false;
   bool lost_ = false;
+  bool pages_leave_ = false;
   QueueSet rule_broken_ = 0;
   std::atomic<QueueSet> broken_posted_{0};  // queues of which OnRuleBroken waits to be handled
   std::atomic<bool> lost_posted_{false};
-  Counter resets_, rules_broken_, trap_failures_, unknown_handles_;
+  Counter resets_, rules_broken_, trap_failures_, unknown_handles_, losses_;
 };
 
 }  // namespace postern::siov

@@ -37,7 +37,7 @@ void Vdev::OnRuleBroken(std::uint32_t queue) {
   if ((broken_posted_.fetch_or(bit, std::memory_order_relaxed) & bit) != 0) return;
   // Of the driver that was there: the one after a reset may be another.
   events_.Post(PostedEvents::kAnswer, events_.generation(), [this, queue, bit] {
-    MakeTrapped(queue);
+    ReactToBrokenRule(queue);
     broken_posted_.fetch_and(~bit, std::memory_order_relaxed);
   });
 }
@@ -47,9 +47,28 @@ void Vdev::OnLost() {
   events_.Post(PostedEvents::kFact, 0, [this] { Lose(); });
 }
 
-void Vdev::MakeTrapped(std::uint32_t queue) {
-  if (portals_->mode(queue) != PortalMode::kPolled) return;
+void Vdev::ReactToBrokenRule(std::uint32_t queue) {
+  if (lost_ || portals_->mode(queue) != PortalMode::kPolled) return;
   rules_broken_.Add();
+  pages_leave_ ? HaltForGood(queue) : MakeTrapped(queue);
+}
+
+// The page stays with whoever has it: from here on nobody looks at it, and the halted state says so
+// to the driver.
+void Vdev::HaltForGood(std::uint32_t queue) {
+  backend_->StopPolling(queue);
+  GUEST_LOG("siov",
+            "{}: queue {}: the driver does not store to the slots of the portal page one after the "
+            "other (several CPUs submit at once, or one slot is used again): descriptors may have "
+            "been lost, and the page cannot be taken back from it: the device halts; serve it with "
+            "portal=trapped for this driver",
+            name(), queue);
+  lost_ = true;
+  losses_.Add();
+  personality_->OnLost();
+}
+
+void Vdev::MakeTrapped(std::uint32_t queue) {
   if (Result<void> trapped = TrapPortal(queue); !trapped) {
     trap_failures_.Add();
     GUEST_LOG("siov",
@@ -79,6 +98,7 @@ Result<void> Vdev::TrapPortal(std::uint32_t queue) {
 
 void Vdev::Lose() {
   lost_ = true;
+  losses_.Add();
   LOG_ERROR("siov", "{}: its back end ({}) is gone: nothing submitted will complete any more",
             name(), backend_->Describe());
   personality_->OnLost();

@@ -1,13 +1,16 @@
 #include "devices/siov/engine/polled_pages.h"
 
+#include <memory>
 #include <utility>
 
 #include "devices/siov/core/polled_page.h"
+#include "src/base/fd.h"
 
 namespace postern::dsa {
 namespace {
 
 static_assert(siov::PolledPage::kSlots == kPageSlots);
+static_assert(kPolledPages * siov::PolledPage::kPageSize <= kPolledStride);
 
 class PageSource final : public PolledSource {
  public:
@@ -23,11 +26,23 @@ class PageSource final : public PolledSource {
   siov::PolledPage page_;
 };
 
+// Pages of queues that are not polled cost nothing: nobody touches them.
+struct PageFile {
+  Fd file;
+  std::uint64_t used = 0;
+};
+
 }  // namespace
 
 PolledFactory PolledPages() {
-  return [](std::uint32_t pages) -> Result<std::unique_ptr<PolledSource>> {
-    return std::make_unique<PageSource>(TRY(siov::PolledPage::Create(pages)));
+  return [shared = std::make_shared<PageFile>()](
+             std::uint32_t pages) -> Result<std::unique_ptr<PolledSource>> {
+    if (!shared->file.valid())
+      shared->file = TRY(siov::PolledPage::CreateFile(siov::kMaxQueues * kPolledStride));
+    auto source = std::make_unique<PageSource>(
+        TRY(siov::PolledPage::CreateIn(shared->file, shared->used, pages)));
+    shared->used += kPolledStride;
+    return source;
   };
 }
 

@@ -100,16 +100,17 @@ bool DsaFinished(const DsaRecord& record) {
   return Read8(reinterpret_cast<uint64_t>(&record.status)) != 0;
 }
 
+// Looks for a while, then sleeps between looks: where one processor is all there is for this guest
+// and for who does the work, looking on would only keep the work from being done.
 bool DsaAwait(const DsaRecord& record) {
-  constexpr unsigned kLooksPerReading = 64;
-  const uint64_t deadline = ReadTsc() + CyclesOf(kRequestMicros);
-  do {
-    for (unsigned i = 0; i < kLooksPerReading; ++i) {
-      if (DsaFinished(record)) return true;
-      Pause();
-    }
-  } while (ReadTsc() < deadline);
-  return DsaFinished(record);
+  constexpr unsigned kLooks = 256;
+  constexpr uint64_t kTickMicros = 500;
+  for (unsigned i = 0; i < kLooks; ++i) {
+    if (DsaFinished(record)) return true;
+    Pause();
+  }
+  return WaitFor(
+      kRequestMicros, [&] { return DsaFinished(record); }, kTickMicros);
 }
 
 // ---- a queue ----

@@ -108,7 +108,7 @@ static_assert(sizeof(DsaRecord) == 32);
 
 // Whether the device has written the record.
 bool DsaFinished(const DsaRecord& record);
-// Looks at the record until then; false if that takes longer than any request may.
+// Waits for that, without an interrupt; false if that takes longer than any request may.
 bool DsaAwait(const DsaRecord& record);
 
 // What this program did with all devices of the kind, for whoever counts the same from outside.

@@ -33,7 +33,7 @@ drives "profile cfg, polled, two queues" 6 portal=polled,profile=cfg,wqs=2 4000
 drives "profile ro, trapped" 6 portal=trapped 400
 # portal=auto is trapped then.
 drives "profile cfg, two processors" 6 profile=cfg,wqs=2 400 --cpus 2
-drives "profile cfg, polled, eight queues, four engines" 6 portal=polled,profile=cfg,wqs=8,engines=4 1000
+drives "profile cfg, polled, four queues, two engines" 6 portal=polled,profile=cfg,wqs=4,engines=2 1000
 
 # Two CPUs and a polled portal: refused, not lost.
 "$POSTERN" run --memory 64M --cpus 2 --vdev type=dsa,portal=polled < /dev/null > out 2> log

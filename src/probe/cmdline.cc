@@ -13,6 +13,14 @@ std::string_view Cut(std::string_view& text, char separator) {
   return head;
 }
 
+// Whether a comma-separated list has `name`.
+bool IsListed(std::string_view list, std::string_view name) {
+  while (!list.empty()) {
+    if (Cut(list, ',') == name) return true;
+  }
+  return false;
+}
+
 bool RemovePrefix(std::string_view& text, std::string_view prefix) {
   if (!text.starts_with(prefix)) return false;
   text.remove_prefix(prefix.size());
@@ -86,6 +94,8 @@ bool ParseWord(std::string_view word, Options& options) {
     return ParseNumber(word, options.queue_depth) && options.queue_depth != 0;
   if (RemovePrefix(word, "size=")) return ParseNumber(word, options.size) && options.size <= 1472;
   if (RemovePrefix(word, "seed=")) return ParseNumber(word, options.seed);
+  if (RemovePrefix(word, "descriptors="))
+    return ParseNumber(word, options.descriptors) && options.descriptors != 0;
   if (RemovePrefix(word, "ip=")) return ParseIpv4(word, options.ip);
   if (RemovePrefix(word, "peer=")) {
     options.has_peer = word != "none";
@@ -100,17 +110,20 @@ bool ParseWord(std::string_view word, Options& options) {
     options.require = word;
     return true;
   }
+  if (RemovePrefix(word, "only=")) {
+    options.only = word;
+    return true;
+  }
   return false;
 }
 
 }  // namespace
 
 bool Options::Requires(std::string_view name) const {
-  std::string_view rest = require;
-  while (!rest.empty()) {
-    if (Cut(rest, ',') == name) return true;
-  }
-  return false;
+  return IsListed(require, name);
+}
+bool Options::Wants(std::string_view name) const {
+  return only.empty() || IsListed(only, name);
 }
 
 void ParseCommandLine(std::string_view text, Options& options) {

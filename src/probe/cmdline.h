@@ -26,17 +26,20 @@ struct Options {
   uint64_t queue_depth = 32;
   uint64_t size = 1400;  // payload bytes of a benchmark packet
   uint64_t seed = 1;
-  uint32_t ip = 0x0a000202;    // 10.0.2.2
-  uint32_t peer = 0x0a000201;  // 10.0.2.1
-  bool has_peer = true;        // probe.peer=none: only transmit
+  uint64_t descriptors = 20000;  // of row dsa-run
+  uint32_t ip = 0x0a000202;      // 10.0.2.2
+  uint32_t peer = 0x0a000201;    // 10.0.2.1
+  bool has_peer = true;          // probe.peer=none: only transmit
   uint64_t vsock_port = 1234;
   bool has_vsock_peer = true;  // probe.vsock=none: nobody listens, being refused is right
   std::string_view require{};  // comma-separated device names whose absence is a failure
+  std::string_view only{};     // comma-separated rows to which the table is limited
   std::string_view unknown{};  // the first probe.* word that makes no sense; the run fails with it
   MmioDeviceArgument mmio[kMaxMmioDevices]{};
   size_t mmio_count = 0;
 
   [[nodiscard]] bool Requires(std::string_view name) const;
+  [[nodiscard]] bool Wants(std::string_view name) const;  // in the table
 };
 
 // Words that are not the probe's are ignored, as a kernel would. `text` must outlive the result.

@@ -162,6 +162,18 @@ InterruptCommon:
     addq $8, %rsp
     iretq
 
+// Sleeps with interrupts enabled, and comes back with them disabled. sti takes effect after the next instruction, so none can slip in
+// between it and hlt and leave hlt asleep; where one does nevertheless (an emulated processor that forgot the sti when it switched to
+// its host in between), OnInterrupt sees where it came and has hlt left out.
+    .section .text, "ax"
+    .globl SleepUntilInterrupt, kSleepHlt
+SleepUntilInterrupt:
+    sti
+kSleepHlt:
+    hlt
+    cli
+    ret
+
 // ------------------------------------------------------------------------------------------------
     .section .data.gdt, "aw"
     .align 8

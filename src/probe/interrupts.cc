@@ -7,6 +7,7 @@
 #include "src/probe/report.h"
 
 extern "C" char g_interrupt_stubs[];
+extern "C" char kSleepHlt[];
 
 namespace postern::probe {
 namespace {
@@ -177,7 +178,7 @@ bool FindPin(uint32_t gsi, uint64_t& base, uint32_t& index) {
 
 }  // namespace
 
-extern "C" void OnInterrupt(const InterruptFrame* frame) {
+extern "C" void OnInterrupt(InterruptFrame* frame) {
   const auto vector = static_cast<uint8_t>(
       (frame->stub_return - reinterpret_cast<uint64_t>(g_interrupt_stubs)) / kStubSize);
   if (vector < 32) {
@@ -185,6 +186,8 @@ extern "C" void OnInterrupt(const InterruptFrame* frame) {
     ReportException(vector, has_error ? frame->pushed[0] : 0, frame->pushed[has_error ? 1 : 0],
                     ReadCr2());
   }
+  // It came before the hlt that waits for it (entry.S): hlt has one byte.
+  if (frame->pushed[0] == reinterpret_cast<uint64_t>(kSleepHlt)) ++frame->pushed[0];
   g_counts[vector] = g_counts[vector] + 1;
   const Hook& hook = g_hooks[vector];
   if (hook.function != nullptr) hook.function(hook.context);

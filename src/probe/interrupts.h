@@ -57,12 +57,12 @@ bool HasTscDeadline();
 void ArmTimer(uint64_t deadline);
 void StopTimer();
 
-// Sleeps until `done()` or until the time is over; returns what `done()` said last. Wakes every 10
-// ms, so that a lost interrupt shows as a missing count rather than as a lost test.
+// Sleeps until `done()` or until the time is over; returns what `done()` said last. Wakes every so
+// often, so that a lost interrupt shows as a missing count rather than as a lost test.
 template <typename Done>
-bool WaitFor(uint64_t micros, Done done) {
+bool WaitFor(uint64_t micros, Done done, uint64_t tick_micros = 10000) {
   const uint64_t deadline = ReadTsc() + CyclesOf(micros);
-  const uint64_t tick = CyclesOf(10000);
+  const uint64_t tick = CyclesOf(tick_micros);
   bool result = false;
   DisableInterrupts();
   while (!(result = done())) {

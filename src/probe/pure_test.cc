@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "src/probe/acpi_parse.h"
+#include "src/probe/checksum.h"
 #include "src/probe/cmdline.h"
 #include "src/probe/packet.h"
 #include "src/probe/ring.h"
@@ -87,12 +88,14 @@ TEST_CASE("command line: defaults, every parameter, and words of others") {
   CHECK(options.ip == 0x0a000202);
   CHECK(options.peer == 0x0a000201);
   CHECK(options.vsock_port == 1234);
+  CHECK(options.descriptors == 20000);
+  CHECK(options.Wants("rng"));
   CHECK(options.unknown.empty());
 
   ParseCommandLine(
       "console=hvc0  probe.mode=blkbench probe.ops=500 probe.qd=8 quiet probe.size=64 "
       "probe.seed=0x10 probe.ip=1.2.3.4 "
-      "probe.peer=none probe.vsock=99 probe.require=blk,net",
+      "probe.peer=none probe.vsock=99 probe.require=blk,net probe.only=net,dsa probe.descriptors=7",
       options);
   CHECK(options.unknown.empty());
   CHECK(options.mode == Mode::kBlkBench);
@@ -108,6 +111,9 @@ TEST_CASE("command line: defaults, every parameter, and words of others") {
   CHECK_FALSE(options.Requires("rng"));
   CHECK_FALSE(options.Requires("bl"));
   CHECK_FALSE(options.Requires(""));
+  CHECK(options.descriptors == 7);
+  CHECK(options.Wants("dsa"));
+  CHECK_FALSE(options.Wants("blk"));
 }
 
 TEST_CASE("command line: every mode by its name") {
@@ -162,6 +168,25 @@ TEST_CASE("command line: virtio-mmio devices as Linux spells them") {
   ParseCommandLine(many, full);
   CHECK(full.mmio_count == Options::kMaxMmioDevices);
   CHECK_FALSE(full.unknown.empty());
+}
+
+// ------------------------------------------------------------------------------------------------
+// checksums
+
+TEST_CASE("checksums: the check values of their catalogue, in one piece and in two") {
+  const std::string digits = "123456789";
+  const auto* data = reinterpret_cast<const uint8_t*>(digits.data());
+  CHECK(~Crc32c(~uint32_t{0}, data, 9) == 0xe3069283);
+  CHECK(~Crc32c(Crc32c(~uint32_t{0}, data, 4), data + 4, 5) == 0xe3069283);
+  CHECK(Crc16T10(0, data, 9) == 0xd0db);
+  CHECK(Crc16T10(Crc16T10(0, data, 4), data + 4, 5) == 0xd0db);
+  CHECK(Crc16T10(0, data, 0) == 0);
+  // RFC 3720 appendix B.4: 32 bytes of zeroes, and of ones.
+  const std::array<uint8_t, 32> zeroes{};
+  std::array<uint8_t, 32> ones{};
+  ones.fill(0xff);
+  CHECK(~Crc32c(~uint32_t{0}, zeroes.data(), 32) == 0x8a9136aa);
+  CHECK(~Crc32c(~uint32_t{0}, ones.data(), 32) == 0x62a8ab43);
 }
 
 // ------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 #include "src/probe/tests.h"
 
+#include "src/probe/dsa.h"
 #include "src/probe/main.h"
 
 namespace postern::probe {
@@ -17,6 +18,10 @@ constexpr Test kTests[] = {
     {.name = "net", .virtio = TestNet, .virtio_id = kVirtioNet},
     {.name = "rng", .virtio = TestRng, .virtio_id = kVirtioRng},
     {.name = "vsock", .virtio = TestVsock, .virtio_id = kVirtioVsock},
+    {.name = "dsa", .pci = TestDsa, .pci_id = kDsaPciId},
+    {.name = "dsa-ops", .pci = TestDsaOperations, .pci_id = kDsaPciId, .further = true},
+    {.name = "dsa-err", .pci = TestDsaErrors, .pci_id = kDsaPciId, .further = true},
+    {.name = "dsa-run", .pci = TestDsaMany, .pci_id = kDsaPciId, .further = true},
 };
 
 // Runs `test` on everything it is for; returns how many that were.
@@ -54,8 +59,11 @@ unsigned Run(const Test& test) {
 
 void RunTests() {
   PrintTableHead();
+  bool wanted = true;
   for (const Test& test : kTests) {
-    if (Run(test) == 0) ReportAbsent(test.name, ProbeOptions().Requires(test.name));
+    if (!test.further) wanted = ProbeOptions().Wants(test.name);
+    if (wanted && Run(test) == 0 && !test.further)
+      ReportAbsent(test.name, ProbeOptions().Requires(test.name));
   }
 }
 

@@ -25,7 +25,8 @@ struct Test {
   VirtioTest virtio = nullptr;
   uint16_t virtio_id = 0;
   PciTest pci = nullptr;
-  uint32_t pci_id = 0;  // vendor << 16 | device
+  uint32_t pci_id = 0;   // vendor << 16 | device
+  bool further = false;  // one more row of the device before, which alone tells that it is absent
 };
 
 void RunTests();
@@ -43,6 +44,12 @@ void TestBlk(Transport& transport, Row& row);
 void TestNet(Transport& transport, Row& row);
 void TestRng(Transport& transport, Row& row);
 void TestVsock(Transport& transport, Row& row);
+
+// One device, four rows.
+void TestDsa(PciFunction& function, Row& row);
+void TestDsaOperations(PciFunction& function, Row& row);
+void TestDsaErrors(PciFunction& function, Row& row);
+void TestDsaMany(PciFunction& function, Row& row);
 
 // Opens the first virtio console for output; nullptr if there is none that works. Its row comes
 // with TestConsole.

@@ -98,11 +98,7 @@ inline void DisableInterrupts() {
 inline void EnableInterrupts() {
   asm volatile("sti" ::: "memory");
 }
-// sti takes effect after the next instruction, so no interrupt can slip in between the two and
-// leave hlt asleep.
-inline void SleepUntilInterrupt() {
-  asm volatile("sti; hlt; cli" ::: "memory");
-}
+extern "C" void SleepUntilInterrupt();  // entry.S
 inline void Pause() {
   asm volatile("pause" ::: "memory");
 }

@@ -1,0 +1,45 @@
+#!/bin/bash
+# A virtual DSA (--vdev) under the built-in guest's own driver: commands, every operation, errors, interrupts, resets, and thousands
+# of descriptors of which none is lost; beside it what Postern counted: exits of the portals, trapped registers. Any KVM will do.
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../lib.sh"
+TEST=vdev
+need $TEST "$POSTERN"
+if [ -z "${RIG:-}" ] && ! missing=$("$ROOT/scripts/kvm-here"); then
+  echo "# not on this machine: ${missing//$'\n'/; }: in the emulated host"
+  run_in_rig
+fi
+POSTERN=$(realpath "$POSTERN")
+LIMIT=300
+WORK=$(mktemp -d /tmp/postern-vdev.XXXXXX)
+trap 'rm -rf "$WORK"' EXIT
+cd "$WORK" || exit 1
+
+# drives NAME ROWS KEYS DESCRIPTORS ARGUMENTS...: the guest's rows and Postern's are all there and right
+drives() {
+  local name=$1 rows=$2 keys=$3 descriptors=$4 got
+  shift 4
+  timeout $LIMIT "$ROOT/scripts/demo-vdev" "$POSTERN" --keys "$keys" --descriptors "$descriptors" "$@" < /dev/null > out 2> log
+  got=$?
+  expect "$name: exit code" $got 0
+  expect "$name: rows that are right" "$(grep -cE '^(dsa|dsa-ops|dsa-err|dsa-run|vdev) .* ok ' out)" "$rows"
+  if [ $got != 0 ]; then detail out; fi
+  detail log
+  grep -E '^(dsa-run|vdev) ' out | sed "s/^/#   $name: /"
+}
+
+drives "profile ro, polled" 6 portal=polled 20000
+drives "profile cfg, polled, two queues" 6 portal=polled,profile=cfg,wqs=2 4000
+drives "profile ro, trapped" 6 portal=trapped 400
+# portal=auto is trapped then.
+drives "profile cfg, two processors" 6 profile=cfg,wqs=2 400 --cpus 2
+drives "profile cfg, polled, four queues, two engines" 6 portal=polled,profile=cfg,wqs=4,engines=2 1000
+
+# Two CPUs and a polled portal: refused, not lost.
+"$POSTERN" run --memory 64M --cpus 2 --vdev type=dsa,portal=polled < /dev/null > out 2> log
+expect "two processors, polled: is refused" $? 2
+# The guest says so when there is no such device, and the machine's exit code does.
+timeout $LIMIT "$POSTERN" run --memory 64M --cmdline "probe.only=dsa probe.require=dsa" < /dev/null > out 2> log
+expect "no virtual device: exit code" $? 3
+expect "no virtual device: the guest's row" "$(grep -c '^dsa .*FAILED' out)" 1
+finish

@@ -134,7 +134,7 @@ TEST_CASE("dsa host: queues are planned, grouped and given all the entries there
   REQUIRE(host.Start());
   REQUIRE(host.Start());
   CHECK(CommandsOf(*rig.device, regs::Command::kEnableDevice) == 1);
-  for (const auto& [queue, size] : {std::pair{0, 24}, {1, 24}, {2, 32}, {3, 32}})
+  for (const auto& [queue, size] : {std::pair{0U, 24U}, {1U, 24U}, {2U, 32U}, {3U, 32U}})
     CHECK(Written(*rig.device, regs::kWqcfg + 32 * queue) == size);
   for (std::uint32_t group = 0; group < 4; ++group) {
     CHECK(Written(*rig.device, regs::kGrpcfg + 64 * group) == 1U << group);

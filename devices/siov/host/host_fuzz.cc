@@ -115,7 +115,7 @@ class Liar final : public vfio::HostDevice {
   [[nodiscard]] Result<void> Reset() override { return {}; }
 
  private:
-  void Put(std::size_t at, std::uint64_t value) {
+  void Put(std::size_t at, std::uint64_t value) REQUIRES(mutex_) {
     std::memcpy(registers_.data() + at, &value, sizeof(value));
   }
   vfio::DeviceInfo info_;

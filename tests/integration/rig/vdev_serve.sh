@@ -19,7 +19,7 @@ serve() { # NAME TYPE: sets server
 }
 # served FILE: the counters of now
 served() {
-  rm -f serve.json
+  : > serve.json # the server has it open, to append to it
   kill -USR1 "$server"
   within 10 test -s serve.json
   cp serve.json "$1"

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "src/base/direct_store.h"
 #include "src/base/event_fd.h"
 #include "src/base/fd.h"
 #include "src/base/fd_passing.h"
@@ -287,6 +288,17 @@ TEST_CASE("fd_passing: more descriptors than agreed are refused and closed") {
   const std::vector<int> too_many(kMaxPassedFds + 1, left.get());
   CHECK(SendWithFds(left.get(), data, too_many).error().code == Errc::kInvalidArgument);
   CHECK(ReceiveWithFds(right.get(), {}, 1).error().code == Errc::kInvalidArgument);
+}
+
+TEST_CASE("direct store: 64 bytes arrive where they belong and nowhere else") {
+  alignas(64) std::array<std::byte, 192> memory{};
+  std::array<std::byte, 64> block{};
+  for (std::size_t i = 0; i < block.size(); ++i) block[i] = std::byte(i + 1);
+  StoreBlock(memory.data() + 64, block);
+  for (std::size_t i = 0; i < memory.size(); ++i) {
+    const bool inside = i >= 64 && i < 128;
+    CHECK(memory[i] == (inside ? block[i - 64] : std::byte{0}));
+  }
 }
 
 }  // namespace

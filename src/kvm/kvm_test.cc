@@ -271,6 +271,28 @@ TEST_CASE(
   }
 }
 
+TEST_CASE(
+    "vm: 64 bytes are stored to pages that are mapped, and not to what is read-only or gone") {
+  const auto guest = MakeGuest();
+  if (guest == nullptr) SKIP_TEST("/dev/kvm cannot be used");
+  Result<Mmap> pages = Mmap::Create(0x2000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+  REQUIRE(pages);
+  const bus::HostPages host{.address = pages->data(), .length = 0x1000};
+  const bus::HostPages fixed{.address = pages->data() + 0x1000, .length = 0x1000};
+  auto mapping = guest->vm->Map(Gpa(0x20000), host, memory::Access::kReadWrite);
+  const auto read_only = guest->vm->Map(Gpa(0x30000), fixed, memory::Access::kRead);
+  REQUIRE(mapping);
+  REQUIRE(read_only);
+  std::array<std::byte, 64> block{};
+  block.fill(std::byte{7});
+  CHECK(guest->vm->StoreToPages(Gpa(0x20fc0), block));
+  CHECK(std::equal(block.begin(), block.end(), pages->data() + 0xfc0));
+  CHECK_FALSE(guest->vm->StoreToPages(Gpa(0x21000), block));
+  CHECK_FALSE(guest->vm->StoreToPages(Gpa(0x30000), block));
+  mapping->reset();
+  CHECK_FALSE(guest->vm->StoreToPages(Gpa(0x20fc0), block));
+}
+
 TEST_CASE("vm: the dirty log has the pages a vCPU wrote, once") {
   const auto guest = MakeGuest(true);
   if (guest == nullptr) SKIP_TEST("/dev/kvm cannot be used");

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "src/base/check.h"
+#include "src/base/direct_store.h"
 #include "src/base/log.h"
 #include "src/kvm/fam.h"
 #include "src/kvm/stats.h"
@@ -130,6 +131,17 @@ void Vm::Removing(const memory::Region& region) {
     index = static_cast<std::uint32_t>(found - slots_.begin());
   }
   RemoveSlot(index);
+}
+
+bool Vm::StoreToPages(memory::Gpa gpa, std::span<const std::byte, 64> block) {
+  // Held over the store: a mapping that goes waits for it.
+  const MutexLock lock(mutex_);
+  const auto found = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& slot) {
+    return slot.used && gpa.value >= slot.gpa && gpa.value - slot.gpa < slot.size;
+  });
+  if (found == slots_.end() || (found->flags & KVM_MEM_READONLY) != 0) return false;
+  StoreBlock(reinterpret_cast<std::byte*>(found->host + (gpa.value - found->gpa)), block);
+  return true;
 }
 
 Result<std::vector<std::uint64_t>> Vm::TakeDirtyLog(memory::Gpa base) {

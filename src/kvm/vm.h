@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "src/base/counters.h"
@@ -64,6 +65,11 @@ class Vm final : public bus::InterruptSource,
   // region's backing, KVM logs too.
   [[nodiscard]] Result<void> Added(const memory::Region& region) override;
   void Removing(const memory::Region& region) override;
+
+  // Stores 64 bytes to pages that Map put into the guest (not to its RAM), for a guest's
+  // instruction that KVM cannot emulate. False: none are there, or they are read-only. `gpa` is a
+  // multiple of 64.
+  [[nodiscard]] bool StoreToPages(memory::Gpa gpa, std::span<const std::byte, 64> block);
 
   // Pages vCPUs wrote in the region at `base` since the last call (one bit a 4 KiB page).
   [[nodiscard]] Result<std::vector<std::uint64_t>> TakeDirtyLog(memory::Gpa base);

@@ -27,6 +27,12 @@ std::size_t ReadLinear(std::uint64_t linear, std::span<std::byte> to, const Dire
   return done;
 }
 
+void Store(std::uint64_t physical, bus::Block block, const DirectStoreHost& host) {
+  const memory::Gpa to(physical);
+  if (host.memory.Snapshot()->CopyIn(to, block) || host.store_to_pages(to, block)) return;
+  host.mmio.WriteBlock(physical, block);
+}
+
 }  // namespace
 
 std::vector<std::byte> ReadInstruction(std::uint64_t linear, const DirectStoreHost& host) {
@@ -46,7 +52,7 @@ DirectStoreEnd EmulateDirectStore(std::span<const std::byte> bytes, x86_64::Regs
     const Result<std::uint64_t> destination = host.translate(store->destination);
     if (!destination || ReadLinear(store->source, block, host) != block.size())
       return DirectStoreEnd::kOther;
-    host.mmio.WriteBlock(*destination, block);
+    Store(*destination, block, host);
   } else {
     regs.rflags = (regs.rflags & ~kArithmeticFlags) | kZeroFlag;
   }

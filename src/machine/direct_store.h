@@ -28,6 +28,8 @@ struct DirectStoreHost {
   // Guest-physical, by the page tables the vCPU has now.
   std::function<Result<std::uint64_t>(std::uint64_t linear)> translate;
   const memory::MemoryMap& memory;
+  // Stores to pages that are mapped and no RAM; false where there are none.
+  std::function<bool(memory::Gpa gpa, bus::Block block)> store_to_pages;
   bus::Bus& mmio;
 };
 

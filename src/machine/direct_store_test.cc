@@ -22,6 +22,7 @@ constexpr std::uint64_t kPortal = 0x20000;
 constexpr std::uint64_t kPlain = 0x21000;
 constexpr std::uint64_t kLinear = 0xffff888000000000;  // RAM, as the guest sees it
 constexpr std::uint64_t kLinearPortal = 0xffffc90000000000;
+constexpr std::uint64_t kPage = kRam + 0x1000;  // mapped into the guest, no RAM
 constexpr std::uint64_t kNowhere = 0x1000;
 // movdir64b rax, [rcx]
 constexpr std::array kMovdir = {std::byte{0x66}, std::byte{0x0f}, std::byte{0x38}, std::byte{0xf8},
@@ -75,6 +76,12 @@ struct StoreGuest {
               return Err(Errc::kNotFound, "no such page");
             },
             .memory = memory,
+            .store_to_pages =
+                [this](Gpa gpa, bus::Block data) {
+                  if (gpa != Gpa(kPage)) return false;
+                  page.assign(data.begin(), data.end());
+                  return true;
+                },
             .mmio = mmio};
   }
   DirectStoreEnd Run(std::span<const std::byte> bytes) {
@@ -90,6 +97,7 @@ struct StoreGuest {
   x86_64::Regs regs;
   x86_64::Sregs sregs;
   std::array<std::byte, 64> block{};
+  std::vector<std::byte> page;  // what was stored at kPage
 };
 
 TEST_CASE("direct store: a MOVDIR64B is one block at its destination, from a source of two pages") {
@@ -153,6 +161,20 @@ TEST_CASE("direct store: what is none, or cannot be carried out, changes nothing
   CHECK(guest.plain.writes == 0);
   CHECK(guest.regs.rip == before.rip);
   CHECK(guest.regs.rflags == before.rflags);
+}
+
+TEST_CASE("direct store: RAM and mapped pages are stored to, not the bus") {
+  StoreGuest guest;
+  guest.regs.rax = kLinear + 0x8000;
+  REQUIRE(guest.Run(kMovdir) == DirectStoreEnd::kDone);
+  std::array<std::byte, 64> got{};
+  REQUIRE(guest.memory.Snapshot()->CopyOut(Gpa(0x8000), got));
+  CHECK(got == guest.block);
+  guest.regs.rax = kLinear + kPage;
+  REQUIRE(guest.Run(kMovdir) == DirectStoreEnd::kDone);
+  CHECK(std::ranges::equal(guest.page, guest.block));
+  CHECK(guest.portal.blocks.empty());
+  CHECK(guest.plain.writes == 0);
 }
 
 TEST_CASE("direct store: where nobody is, the block is lost and counted") {

@@ -247,9 +247,10 @@ Outcome<void> Machine::Impl::MakeVcpus(const kvm::Kvm& kvm,
     if (Result<void> r = vcpu.GetLapic(lapic); !r) return fail(r.error());
     if (Result<void> r = x86_64::SetLocalApicLvt(lapic, i == 0); !r) return fail(r.error());
     if (Result<void> r = vcpu.SetLapic(lapic); !r) return fail(r.error());
-    vcpus.push_back(
-        std::make_unique<VcpuRunner>(std::move(*made), mmio, ports, *memory,
-                                     [this](ExitReport report) { End(std::move(report)); }));
+    vcpus.push_back(std::make_unique<VcpuRunner>(
+        std::move(*made), mmio, ports, *memory,
+        [this](memory::Gpa gpa, bus::Block block) { return vm->StoreToPages(gpa, block); },
+        [this](ExitReport report) { End(std::move(report)); }));
   }
   return {};
 }

@@ -21,8 +21,14 @@ std::string Text(std::span<const std::byte> bytes) {
 }  // namespace
 
 VcpuRunner::VcpuRunner(std::unique_ptr<kvm::Vcpu> vcpu, bus::Bus& mmio, bus::Bus& ports,
-                       const memory::MemoryMap& memory, std::function<void(ExitReport)> end)
-    : vcpu_(std::move(vcpu)), mmio_(mmio), ports_(ports), memory_(memory), end_(std::move(end)) {}
+                       const memory::MemoryMap& memory, StoreToPages store_to_pages,
+                       std::function<void(ExitReport)> end)
+    : vcpu_(std::move(vcpu)),
+      mmio_(mmio),
+      ports_(ports),
+      memory_(memory),
+      store_to_pages_(std::move(store_to_pages)),
+      end_(std::move(end)) {}
 
 VcpuRunner::~VcpuRunner() {
   Stop();
@@ -97,6 +103,7 @@ void VcpuRunner::Loop() {
 DirectStoreHost VcpuRunner::StoreHost() const {
   return {.translate = [this](std::uint64_t linear) { return vcpu_->Translate(linear); },
           .memory = memory_,
+          .store_to_pages = store_to_pages_,
           .mmio = mmio_};
 }
 

@@ -22,9 +22,13 @@ namespace postern {
 
 class VcpuRunner {
  public:
+  // kvm::Vm::StoreToPages of its machine.
+  using StoreToPages = std::function<bool(memory::Gpa gpa, bus::Block block)>;
+
   // `end` is called on the vCPU's thread, at most once, when the guest cannot go on from here.
   VcpuRunner(std::unique_ptr<kvm::Vcpu> vcpu, bus::Bus& mmio, bus::Bus& ports,
-             const memory::MemoryMap& memory, std::function<void(ExitReport)> end);
+             const memory::MemoryMap& memory, StoreToPages store_to_pages,
+             std::function<void(ExitReport)> end);
   ~VcpuRunner();
 
   [[nodiscard]] Result<void> Start();
@@ -57,6 +61,7 @@ class VcpuRunner {
   bus::Bus& mmio_;
   bus::Bus& ports_;
   const memory::MemoryMap& memory_;
+  StoreToPages store_to_pages_;
   std::function<void(ExitReport)> end_;
   Thread thread_;
   std::atomic<Want> want_{Want::kRun};

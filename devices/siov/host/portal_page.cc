@@ -1,13 +1,12 @@
 #include "devices/siov/host/portal_page.h"
 
-#include <cpuid.h>
-
 #include <algorithm>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "devices/siov/host/device_registers.h"
+#include "src/base/direct_store.h"
 
 namespace postern::dsa {
 namespace {
@@ -21,31 +20,7 @@ vfio::MapArea AreaOf(std::uint32_t queue, std::uint32_t page) {
           .length = kPortalPageSize};
 }
 
-void StoreDirect(std::byte* to, const siov::Descriptor& from) {
-#if defined(__x86_64__)
-  // MOVDIR64B (%rdx), %rax.
-  asm volatile(".byte 0x66, 0x0f, 0x38, 0xf8, 0x02" : : "a"(to), "d"(from.data()) : "memory");
-#else
-  (void)to;
-  (void)from;
-#endif
-}
-
 }  // namespace
-
-bool HasMovdir64b() {
-#if defined(__x86_64__)
-  unsigned a = 0;
-  unsigned b = 0;
-  unsigned c = 0;
-  unsigned d = 0;
-  constexpr unsigned kLeaf = 7;
-  constexpr unsigned kMovdir64b = 28;  // of ECX
-  return __get_cpuid_count(kLeaf, 0, &a, &b, &c, &d) != 0 && (c >> kMovdir64b & 1) != 0;
-#else
-  return false;
-#endif
-}
 
 bool CanMapPortal(const vfio::HostDevice& device, std::uint32_t queue, std::uint32_t page) {
   const vfio::MapArea wanted = AreaOf(queue, page);
@@ -85,7 +60,7 @@ Result<void> PortalPage::Store(const siov::Descriptor& descriptor) {
   const std::uint64_t slot = std::uint64_t{next_slot_} * siov::kDescriptorSize;
   next_slot_ = (next_slot_ + 1) % kSlots;
   if (way_ == Way::kDirectStore) {
-    StoreDirect(mapping_->pages().address + slot, descriptor);
+    StoreBlock(mapping_->pages().address + slot, descriptor);
     return {};
   }
   const std::span<const std::byte> bytes = descriptor;

@@ -60,7 +60,4 @@ class PortalPage {
   std::uint32_t next_slot_ GUARDED_BY(mutex_) = 0;
 };
 
-// Of this processor.
-[[nodiscard]] bool HasMovdir64b();
-
 }  // namespace postern::dsa

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "devices/siov/host/host_rig.h"
+#include "src/base/direct_store.h"
 
 #include <doctest/doctest.h>
 

@@ -71,8 +71,8 @@ std::string DescribeQueues(const vfio::HostRoots& roots) {
   for (const std::string& name : vfio::ListFolder(folder)) {
     if (!name.starts_with("wq") || shown == kMaxShown) continue;
     ++shown;
-    const std::string of = folder + "/" + name;
-    const std::string file = roots.dev + "/dsa/" + name;
+    const std::string of = fmt::format("{}/{}", folder, name);
+    const std::string file = fmt::format("{}/dsa/{}", roots.dev, name);
     text += fmt::format("  {}  type {}, mode {}, size {}, {}\n",
                         vfio::Exists(file) ? "/dev/dsa/" + Escaped(name, 32) : Escaped(name, 32),
                         Text(of + "/type"), Text(of + "/mode"), Text(of + "/size"),

@@ -67,8 +67,10 @@ Result<void> VfioBackend::Init(const HostRequest& request) {
 Result<void> VfioBackend::CanSubmit() {
   for (std::uint32_t i = 0; i < queues_.size(); ++i) {
     if (queues_[i]->page != nullptr) continue;
-    queues_[i]->page =
-        TRY(PortalPage::Open(host_.device(), lease_.queues[i], host_.options().portals_are_memory));
+    Result<std::unique_ptr<PortalPage>> page =
+        PortalPage::Open(host_.device(), lease_.queues[i], host_.options().portals_are_memory);
+    if (!page) return Unexpected(page.error());
+    queues_[i]->page = std::move(*page);
   }
   return {};
 }

@@ -35,6 +35,21 @@ drives "profile ro, trapped" 6 portal=trapped 400
 drives "profile cfg, two processors" 6 profile=cfg,wqs=2 400 --cpus 2
 drives "profile cfg, polled, four queues, two engines" 6 portal=polled,profile=cfg,wqs=4,engines=2 1000
 
+# hosted NAME SERVED-KEYS KEYS: Postern as the driver of a whole DSA, which is another Postern's virtual one, on a socket
+hosted() {
+  local name=$1 server
+  "$POSTERN" vdev serve --socket dsa.sock --type "dsa,profile=cfg,$2" > served.log 2>&1 &
+  server=$!
+  within 20 test -S dsa.sock || { fail "$name" "it is not served"; detail served.log; return; }
+  drives "$name" 6 "backend=vfio,socket=dsa.sock,$3" 400
+  kill -TERM $server
+  wait $server
+  expect "$name: the server's end" $? 0
+}
+hosted "on a served DSA, trapped" wqs=2 portal=trapped
+hosted "on a served DSA, configured by the guest, two queues" wqs=4 portal=trapped,profile=cfg,wqs=2
+hosted "on a served DSA, direct" wqs=2,portal=polled portal=direct
+
 # Two CPUs and a polled portal: refused, not lost.
 "$POSTERN" run --memory 64M --cpus 2 --vdev type=dsa,portal=polled < /dev/null > out 2> log
 expect "two processors, polled: is refused" $? 2

@@ -317,7 +317,7 @@ TEST_CASE("vfio-user server: accesses at 0, 1, the end, beyond it, and around it
   REQUIRE(access);
   CHECK(access->data.size() == 4095);
   constexpr std::uint64_t kMax = ~std::uint64_t{0};
-  for (const auto& [offset, count] :
+  for (const auto& pair :
        std::vector<std::pair<std::uint64_t, std::uint32_t>>{{0, 0},
                                                             {4096, 1},
                                                             {4095, 2},
@@ -329,6 +329,8 @@ TEST_CASE("vfio-user server: accesses at 0, 1, the end, beyond it, and around it
                                                             {kMax, 1},
                                                             {kMax - 3, 4},
                                                             {kMax, ~0U}}) {
+    const auto offset = pair.first;
+    const auto count = pair.second;
     CAPTURE(offset);
     CAPTURE(count);
     CHECK(client.Region(kRead, 0, offset, count) == EINVAL);
@@ -360,8 +362,10 @@ TEST_CASE("vfio-user server: vectors at 0, 1, the last, beyond, and around") {
   CHECK(client.Irqs(Data::kNone, kMsixIrq, 1, 2) == 0);
   CHECK(client.Irqs(Data::kBool, kMsixIrq, 0, 4) == 0);
   CHECK(rig.state.triggers == 6);
-  for (const auto& [start, count] : std::vector<std::pair<std::uint32_t, std::uint32_t>>{
+  for (const auto& pair : std::vector<std::pair<std::uint32_t, std::uint32_t>>{
            {0, 5}, {4, 1}, {5, 0}, {~0U, 1}, {1, ~0U}, {~0U, ~0U}}) {
+    const auto start = pair.first;
+    const auto count = pair.second;
     CAPTURE(start);
     CAPTURE(count);
     CHECK(client.Irqs(Data::kEventFd, kMsixIrq, start, count) == EINVAL);

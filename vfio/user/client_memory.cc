@@ -15,8 +15,8 @@ constexpr std::uint64_t kPage = 4096;
 }  // namespace
 
 Result<std::unique_ptr<ClientMemory>> ClientMemory::Create(std::size_t max_mappings) {
-  return std::unique_ptr<ClientMemory>(
-      new ClientMemory(TRY(memory::GuestMemory::Create({})), max_mappings));
+  memory::GuestMemoryPtr nothing = TRY(memory::GuestMemory::Create({}));
+  return std::unique_ptr<ClientMemory>(new ClientMemory(std::move(nothing), max_mappings));
 }
 
 bool ClientMemory::Overlaps(std::uint64_t address, std::uint64_t size) const {

@@ -10,7 +10,7 @@ namespace postern::dsa {
 namespace {
 
 static_assert(siov::PolledPage::kSlots == kPageSlots);
-static_assert(kPolledPages * siov::PolledPage::kPageSize <= kPolledStride);
+static_assert(std::uint64_t{kPolledPages} * siov::PolledPage::kPageSize <= kPolledStride);
 
 class PageSource final : public PolledSource {
  public:

@@ -43,7 +43,7 @@ constexpr std::uint64_t kMemory = 0x400000;
 constexpr std::uint64_t kRecords = 0x1000;
 constexpr std::uint64_t kFrom = 0x100000;
 constexpr std::uint64_t kTo = 0x200000;
-constexpr std::uint32_t kSize = 0x1000;
+constexpr std::uint64_t kSize = 0x1000;
 constexpr std::uint32_t kRegisters = 0;
 constexpr std::uint32_t kPortals = 2;
 
@@ -184,7 +184,8 @@ class Client {
   }
   [[nodiscard]] bool Copied(std::uint32_t place) const {
     const auto to = testing::Load(memory.Snapshot(), kTo + place * kSize, kSize);
-    return std::equal(to.begin(), to.end(), data.begin() + place * kSize);
+    return std::equal(to.begin(), to.end(),
+                      data.begin() + static_cast<std::ptrdiff_t>(place * kSize));
   }
   // Until the eventfd is signalled, which it takes.
   static bool Signalled(const EventFd& event) {

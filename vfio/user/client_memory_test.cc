@@ -79,9 +79,9 @@ TEST_CASE("client memory: a mapping is the client's file, at its address and off
 TEST_CASE("client memory: sizes, alignment and ends") {
   Table t;
   struct Row {
-    const char* name;
+    const char* name = nullptr;
     UserDmaMap map;
-    Errc code;
+    Errc code{};
   };
   const Row rows[] = {
       {"empty", Whole(0, 0), Errc::kInvalidArgument},

@@ -124,7 +124,7 @@ struct ServerRig {
   void Turn(int rounds = 6) {
     for (int i = 0; i < rounds; ++i) loop->RunOnce(0);
   }
-  std::uint64_t Counter(std::string_view name) const {
+  [[nodiscard]] std::uint64_t Counter(std::string_view name) const {
     class Sink final : public CounterSink {
      public:
       explicit Sink(std::string_view wanted) : wanted_(wanted) {}

@@ -160,7 +160,8 @@ struct GuestDsa {
     vdev->SubmitAt(std::uint64_t{queue} * 0x4000 + 0x1000, descriptor);
   }
   void StoreDirect(std::uint32_t queue, const siov::Descriptor& descriptor) {
-    const std::uint64_t at = kPortals + std::uint64_t{queue} * 0x4000 + 0x1000 + 64 * slot;
+    const std::uint64_t at =
+        kPortals + std::uint64_t{queue} * 0x4000 + 0x1000 + std::uint64_t{64} * slot;
     slot = (slot + 1) % 64;
     const std::span<const std::byte> bytes = descriptor;
     for (std::size_t i = 56;; i -= 8) {

@@ -168,7 +168,7 @@ TEST_CASE("vcpu: a #UD that was queued is what the guest goes on with") {
   const auto guest = MakeGuest();
   if (guest == nullptr) SKIP_TEST("/dev/kvm cannot be used");
   constexpr std::uint64_t kHandler = 0x2000;
-  constexpr std::uint64_t kUndefinedVector = 6 * 4;
+  constexpr std::uint64_t kUndefinedVector = 0x18;  // of 4 bytes each, the seventh
   REQUIRE(guest->memory->Snapshot()->CopyIn(Gpa(kUndefinedVector),
                                             std::array{std::byte{0}, std::byte{kHandler >> 8}}));
   // out 0xe1, al

@@ -127,7 +127,7 @@ class Liar final : public vfio::HostDevice {
 };
 
 struct Events final : siov::BackendEvents {
-  bool IsHandle(std::uint32_t /*handle*/) const override { return true; }
+  [[nodiscard]] bool IsHandle(std::uint32_t /*handle*/) const override { return true; }
   void SignalHandle(std::uint32_t /*handle*/) override {}
   void OnError(const siov::ErrorRecord& record) override {
     CHECK(record.queue < siov::kMaxQueues);

@@ -141,7 +141,7 @@ void DsaQueue::Store(const DsaDescriptor& descriptor) {
   }
   // The word with the operation last: whoever watches the slot sees a whole descriptor.
   const auto* words = reinterpret_cast<const uint64_t*>(&descriptor);
-  for (unsigned i = 1; i < sizeof(descriptor) / 8; ++i) Write64(slot + 8 * i, words[i]);
+  for (unsigned i = 1; i < sizeof(descriptor) / 8; ++i) Write64(slot + uint64_t{8} * i, words[i]);
   Write64(slot, words[0]);
 }
 
@@ -261,6 +261,7 @@ bool DsaDevice::Configure(Row& row) {
   if (kOurTransferShift < transfer_shift_) transfer_shift_ = kOurTransferShift;
   if (kOurBatchShift < batch_shift_) batch_shift_ = kOurBatchShift;
   const auto total = static_cast<unsigned>(wqcap_ & 0xffff);
+  if (queue_count_ == 0) return row.Fail("there is no queue");
   const unsigned share = total / queue_count_;
   for (unsigned i = 0; i < queue_count_; ++i) {
     Set32(QueueWord(i, kQueueSize), share < kOurQueueSize ? share : kOurQueueSize);

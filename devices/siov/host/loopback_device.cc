@@ -50,7 +50,7 @@ class LoopbackDevice::Route final : public bus::MsiRoute, private EventHandler {
   Route& operator=(const Route&) = delete;
   Result<void> Set(const bus::MsiMessage& /*message*/) override { return {}; }
   Result<void> Mask(bool /*masked*/) override { return {}; }
-  const EventFd& trigger() const override { return trigger_; }
+  [[nodiscard]] const EventFd& trigger() const override { return trigger_; }
 
  private:
   void OnEvent(int /*fd*/, std::uint32_t /*events*/) override {

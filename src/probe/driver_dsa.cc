@@ -347,7 +347,10 @@ class Many {
     // What the heap has room for.
     while (depth_ * device_.queues() > 128) depth_ /= 2;
     total_ = depth_ * device_.queues();
-    if (total_ == 0) return row_.Fail("no queue has an entry");
+    if (total_ == 0) {
+      row_.Fail("no queue has an entry");
+      return false;
+    }
     flights_ = static_cast<Flight*>(Allocate(sizeof(Flight) * total_, 32));
     auto* buffers = static_cast<uint8_t*>(Allocate(size_t{2} * kBuffer * total_, 64));
     if (flights_ == nullptr || buffers == nullptr) return row_.Fail("no memory");

@@ -31,12 +31,12 @@ class Operations {
   Operations(DsaDevice& device, Row& row) : device_(device), queue_(device.queue(0)), row_(row) {}
 
   void RunAll() {
-    for (uint8_t** buffer : {&a_, &b_, &c_}) {
-      *buffer = static_cast<uint8_t*>(Allocate(4096, 4096));
-      if (*buffer == nullptr) {
-        row_.Fail("no memory");
-        return;
-      }
+    a_ = static_cast<uint8_t*>(Allocate(4096, 4096));
+    b_ = static_cast<uint8_t*>(Allocate(4096, 4096));
+    c_ = static_cast<uint8_t*>(Allocate(4096, 4096));
+    if (a_ == nullptr || b_ == nullptr || c_ == nullptr) {
+      row_.Fail("no memory");
+      return;
     }
     // In the order of their numbers; each begins with buffers of its own making.
     static constexpr struct {
@@ -258,9 +258,9 @@ class Operations {
     std::memcpy(b_, a_, kWhole);
     uint8_t expected[sizeof(kUnits) / 2 * kDelta];
     for (size_t i = 0; i < sizeof(kUnits) / 2; ++i) {
-      b_[kUnits[i] * 8 + i] ^= 0x80;
+      b_[size_t{8} * kUnits[i] + i] ^= 0x80;
       std::memcpy(expected + kDelta * i, &kUnits[i], 2);
-      std::memcpy(expected + kDelta * i + 2, b_ + kUnits[i] * 8, 8);
+      std::memcpy(expected + kDelta * i + 2, b_ + size_t{8} * kUnits[i], 8);
     }
     DsaDescriptor create{.flags_and_opcode = DsaOp(DsaOpcode::kCreateDelta),
                          .source = At(a_),
@@ -285,7 +285,7 @@ class Operations {
       row_.tested().Add("+apply");
     }
     // Nine differences, room for eight.
-    for (unsigned i = 0; i < 9; ++i) a_[8 * i] ^= 1;
+    for (unsigned i = 0; i < 9; ++i) a_[size_t{8} * i] ^= 1;
     if (!Run("create delta without room", create)) return false;
     if (record().result != 2 || record().bytes_completed != 64)
       return Fail("create delta without room", "result", record().result);
@@ -344,8 +344,8 @@ class Operations {
   // The blocks of `a` with protection information, as it has to be.
   static void Protect(const uint8_t* from, uint8_t* to, uint32_t ref, uint16_t app) {
     for (uint32_t i = 0; i < kBlocks; ++i) {
-      uint8_t* const block = to + i * (kBlock + kTags);
-      std::memcpy(block, from + i * kBlock, kBlock);
+      uint8_t* const block = to + size_t{i} * (kBlock + kTags);
+      std::memcpy(block, from + size_t{i} * kBlock, kBlock);
       const uint64_t tags =
           uint64_t{Crc16T10(0, block, kBlock)} << 48 | uint64_t{app} << 32 | (ref + i);
       const uint64_t big_endian = __builtin_bswap64(tags);

@@ -166,10 +166,10 @@ InterruptCommon:
 // between it and hlt and leave hlt asleep; where one does nevertheless (an emulated processor that forgot the sti when it switched to
 // its host in between), OnInterrupt sees where it came and has hlt left out.
     .section .text, "ax"
-    .globl SleepUntilInterrupt, kSleepHlt
+    .globl SleepUntilInterrupt, g_sleep_hlt
 SleepUntilInterrupt:
     sti
-kSleepHlt:
+g_sleep_hlt:
     hlt
     cli
     ret

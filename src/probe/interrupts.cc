@@ -7,7 +7,7 @@
 #include "src/probe/report.h"
 
 extern "C" char g_interrupt_stubs[];
-extern "C" char kSleepHlt[];
+extern "C" char g_sleep_hlt[];
 
 namespace postern::probe {
 namespace {
@@ -187,7 +187,7 @@ extern "C" void OnInterrupt(InterruptFrame* frame) {
                     ReadCr2());
   }
   // It came before the hlt that waits for it (entry.S): hlt has one byte.
-  if (frame->pushed[0] == reinterpret_cast<uint64_t>(kSleepHlt)) ++frame->pushed[0];
+  if (frame->pushed[0] == reinterpret_cast<uint64_t>(g_sleep_hlt)) ++frame->pushed[0];
   g_counts[vector] = g_counts[vector] + 1;
   const Hook& hook = g_hooks[vector];
   if (hook.function != nullptr) hook.function(hook.context);

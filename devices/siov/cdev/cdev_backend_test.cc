@@ -23,7 +23,9 @@ using siov::HaltResult;
 using siov::SubmitResult;
 using std::chrono::milliseconds;
 
-constexpr CdevOptions kHasty{.look_after = milliseconds(1)};
+CdevOptions Hasty() {
+  return {.look_after = milliseconds(1)};
+}
 
 // Answers of halting calls.
 struct Answers {
@@ -278,7 +280,7 @@ TEST_CASE("cdev: a queue that refuses for good is lost, and everything is answer
 }
 
 TEST_CASE("cdev: a queue that vanishes under its work is noticed, without a write") {
-  CdevRig rig(FakeIdxdQueue::DefaultInfo(), kHasty);
+  CdevRig rig(FakeIdxdQueue::DefaultInfo(), Hasty());
   REQUIRE(rig.Enable() == "");
   rig.queue->Hold(true);
   CHECK(rig.Submit(Move(0)) == SubmitResult::kAccepted);

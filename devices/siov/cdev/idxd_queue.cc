@@ -175,13 +175,19 @@ bool ParseOperations(const std::string& text, siov::OperationSet& operations) {
   }
 }
 
-Outcome<std::unique_ptr<IdxdQueue>> OpenIdxdQueue(const std::string& path,
-                                                  const vfio::HostRoots& roots) {
+Outcome<IdxdQueueInfo> ExamineIdxdQueue(const std::string& path, const vfio::HostRoots& roots) {
   Outcome<Place> place = FindQueue(path, roots);
   if (!place) return tl::unexpected(place.error());
   if (Outcome<void> usable = CheckUse(*place); !usable) return tl::unexpected(usable.error());
-  Outcome<IdxdQueueInfo> info = ReadInfo(*place, roots.sysfs + "/bus/dsa/devices/");
+  return ReadInfo(*place, roots.sysfs + "/bus/dsa/devices/");
+}
+
+Outcome<std::unique_ptr<IdxdQueue>> OpenIdxdQueue(const std::string& path,
+                                                  const vfio::HostRoots& roots) {
+  Outcome<IdxdQueueInfo> info = ExamineIdxdQueue(path, roots);
   if (!info) return tl::unexpected(info.error());
+  Outcome<Place> place = FindQueue(path, roots);
+  if (!place) return tl::unexpected(place.error());
   Fd fd(open(path.c_str(), O_RDWR | O_CLOEXEC));
   if (!fd.valid()) return OpenFailure(*place, path, errno);
   return std::make_unique<DriverQueue>(std::move(*info), std::move(fd), place->folder + "/state");

@@ -48,7 +48,11 @@ class IdxdQueue {
   virtual void Close() = 0;
 };
 
-// kConfig for what is no queue's path; kHost for one that cannot be used (as it is).
+// What the attributes say, without opening it (which a dedicated queue allows one process). kConfig
+// for what is no queue's path; kHost for one that cannot be used (as it is).
+[[nodiscard]] Outcome<IdxdQueueInfo> ExamineIdxdQueue(const std::string& path,
+                                                      const vfio::HostRoots& roots = {});
+// As that, and what open(2) says.
 [[nodiscard]] Outcome<std::unique_ptr<IdxdQueue>> OpenIdxdQueue(const std::string& path,
                                                                 const vfio::HostRoots& roots = {});
 

@@ -161,22 +161,32 @@ std::uint64_t Rewritten::GuestAddress(std::uint64_t host) const {
   return 0;
 }
 
+std::uint64_t Rewritten::FaultAddress(const CompletionRecord& shadow) const {
+  return IsFault(shadow.status) ? GuestAddress(shadow.fault_address.get()) : 0;
+}
+
+void WriteGuestRecord(const memory::GuestMemory& memory, std::uint64_t address,
+                      const CompletionRecord& record) {
+  std::array<std::byte, sizeof(record)> bytes{};
+  std::memcpy(bytes.data(), &record, sizeof(record));
+  constexpr std::size_t kFirst = 8;
+  const std::span<const std::byte> rest = std::span<const std::byte>(bytes).subspan(kFirst);
+  const Result<memory::GuestView> view =
+      memory.View(Gpa(address), sizeof(record), memory::Access::kWrite);
+  if (!view || !memory.CopyIn(Gpa(address + kFirst), rest)) return;
+  std::uint64_t first = 0;
+  std::memcpy(&first, bytes.data(), sizeof(first));
+  // Pairs with the guest's reading of the status: it then sees the data and the rest of the record.
+  view->StoreRelease64(0, first);
+}
+
 bool Rewritten::Finish(const memory::GuestMemory& memory, const CompletionRecord& shadow) const {
   const auto code = static_cast<Completion>(shadow.status & ~kFaultOnWrite);
   const bool plain = code == Completion::kSuccess || code == Completion::kFalsePredicate;
   if (record_ == 0 || (plain && !always_)) return interrupt;
   CompletionRecord record = shadow;
-  record.fault_address =
-      le64(IsFault(shadow.status) ? GuestAddress(shadow.fault_address.get()) : 0);
-  std::array<std::byte, sizeof(record)> bytes{};
-  std::memcpy(bytes.data(), &record, sizeof(record));
-  constexpr std::size_t kFirst = 8;
-  const std::span<const std::byte> all = bytes;
-  // The guest polls the first word: it comes when the rest is there.
-  if (memory.CopyIn(memory::Gpa(record_ + kFirst), all.subspan(kFirst))) {
-    std::atomic_thread_fence(std::memory_order_release);
-    (void)memory.CopyIn(memory::Gpa(record_), all.first(kFirst));
-  }
+  record.fault_address = le64(FaultAddress(shadow));
+  WriteGuestRecord(memory, record_, record);
   return interrupt;
 }
 
@@ -218,7 +228,7 @@ tl::expected<Rewritten, Refusal> Rewriter::Rewrite(const memory::GuestMemory& me
                                              .fault_on_write = address.write});
     }
     Put(out.descriptor, address.at, *host);
-    out.Add({.guest = guest, .host = *host, .length = address.length});
+    out.Add({.guest = guest, .host = *host, .length = address.length, .write = address.write});
   }
   return out;
 }

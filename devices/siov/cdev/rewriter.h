@@ -12,9 +12,7 @@
 // Why: such a queue translates addresses in this process's own address space (SVA), so a descriptor
 // that a guest could submit by itself would reach all of Postern's memory. Here only addresses that
 // were checked leave. The design of the back end around it:
-//   - portals are trapped only; Submit copies, rewrites, writes to the file; -EAGAIN (a shared
-//   queue
-//     is full) is SubmitResult::kFull;
+//   - portals are trapped only: a store of the guest is a message to Postern;
 //   - the device writes its completion to a shadow record of ours, never to the guest: a page
 //   fault's
 //     address would be one of this process. A thread polls the shadow records of what is under way
@@ -23,7 +21,7 @@
 //     driver refuses them too on devices before a fix in hardware), no drains (they are the back
 //     end's own), no DIF operations so far: OPCAP says so (kRewritable);
 //   - regions of guest memory stay where they are while anything is under way (Quiesce).
-// Only this core and its tests exist: no back end uses it yet.
+// cdev_backend.h is that back end.
 //
 // A range must lie in one region of guest memory: two neighbours are not neighbours in this
 // process. What of the descriptor names no address (patterns, seeds, expected results, flags the
@@ -36,6 +34,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include <tl/expected.hpp>
 
@@ -58,22 +57,29 @@ struct Refusal {
 
 class Rewritten {
  public:
-  siov::Descriptor descriptor{};  // for write(2)
-  bool interrupt = false;         // the guest wants one
-  std::uint16_t handle = 0;       // by this handle of its own
-
-  // The shadow record's contents, as the guest is to have them; true: the interrupt is due. The
-  // status byte is written last.
-  [[nodiscard]] bool Finish(const memory::GuestMemory& memory,
-                            const CompletionRecord& shadow) const;
-
- private:
-  friend class Rewriter;
+  // What a descriptor names, for the guest and in this process; not its record.
   struct Span {
     std::uint64_t guest = 0;
     std::uint64_t host = 0;
     std::uint64_t length = 0;
+    bool write = false;
   };
+  siov::Descriptor descriptor{};  // for write(2)
+  [[nodiscard]] std::span<const Span> spans() const { return std::span(spans_).first(count_); }
+  bool interrupt = false;    // the guest wants one
+  std::uint16_t handle = 0;  // by this handle of its own
+
+  // False: errors are to be reported as the device's.
+  [[nodiscard]] bool has_record() const { return record_ != 0; }
+  // The shadow record's contents, as the guest is to have them; true: the interrupt is due. The
+  // status byte is written last.
+  [[nodiscard]] bool Finish(const memory::GuestMemory& memory,
+                            const CompletionRecord& shadow) const;
+  // With a page fault in that record: the guest's address; 0 for what the guest never named.
+  [[nodiscard]] std::uint64_t FaultAddress(const CompletionRecord& shadow) const;
+
+ private:
+  friend class Rewriter;
   void Add(const Span& span);
   [[nodiscard]] std::uint64_t GuestAddress(std::uint64_t host) const;
 
@@ -82,6 +88,10 @@ class Rewritten {
   std::array<Span, 4> spans_;  // what the descriptor names, for faults
   std::size_t count_ = 0;
 };
+
+// To the guest, status last. Nothing where there is no memory.
+void WriteGuestRecord(const memory::GuestMemory& memory, std::uint64_t address,
+                      const CompletionRecord& record);
 
 class Rewriter {
  public:

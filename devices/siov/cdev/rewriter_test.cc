@@ -59,14 +59,14 @@ struct Guest {
     const auto r = Rewrite(fields);
     return r ? Completion::kSuccess : r.error().status;
   }
-  std::uint64_t Host(std::uint64_t gpa) const {
+  [[nodiscard]] std::uint64_t Host(std::uint64_t gpa) const {
     for (const auto& region : memory->regions()) {
       if (region->Contains(memory::Gpa(gpa)))
         return region->host_address() + gpa - region->base().value;
     }
     return 0;
   }
-  CompletionRecord Record() const {
+  [[nodiscard]] CompletionRecord Record() const {
     CompletionRecord record;
     const auto bytes = testing::Load(memory, kRecord, sizeof(record));
     std::memcpy(&record, bytes.data(), sizeof(record));

@@ -61,16 +61,16 @@ TEST_CASE("cdev: a guest's descriptors are done by the host's queue, and it is t
     }
     CHECK(WaitFor([&] { return rig.events.signals.load() == 16; }));
     for (std::uint32_t i = 0; i < 16; ++i) CHECK(rig.Status(i) == 1);
-    CHECK(testing::Load(rig.memory.Snapshot(), kRigTo, 16 * kRigSize) ==
-          testing::Pattern(16 * kRigSize));
+    CHECK(testing::Load(rig.memory.Snapshot(), kRigTo, std::size_t{16} * kRigSize) ==
+          testing::Pattern(std::size_t{16} * kRigSize));
     CHECK(testing::IsDirty(rig.memory.Snapshot(), kRigTo));
-    CHECK_FALSE(testing::IsDirty(rig.memory.Snapshot(), kRigTo + 16 * kRigSize));
+    CHECK_FALSE(testing::IsDirty(rig.memory.Snapshot(), kRigTo + std::size_t{16} * kRigSize));
     CHECK(rig.events.last_handle.load() == 1);
     CHECK(WaitFor([&] { return rig.backend->Occupancy(0) == 0; }));
     CHECK(rig.Count("queue0_submitted") == 16);
     CHECK(rig.Count("queue0_completed") == 16);
     CHECK(rig.Count("queue0_status_01") == 16);
-    CHECK(rig.Count("queue0_bytes") == 16 * kRigSize);
+    CHECK(rig.Count("queue0_bytes") == std::size_t{16} * kRigSize);
     CHECK(rig.Count("queue0_refused_disabled") == 1);
     CHECK(rig.events.errors.load() == 0);
     CHECK(rig.queue->refused() == 0);

@@ -108,14 +108,14 @@ TEST_CASE("cdev vdev: a guest's descriptors go through, complete and interrupt i
   // Neither batches nor DIF operations.
   CHECK(guest.Read<std::uint64_t>(dsa_regs::kOpcap) == kRewritable[0]);
   guest.Enable();
-  testing::Store(guest.memory.Snapshot(), kRigFrom, testing::Pattern(8 * kRigSize));
+  testing::Store(guest.memory.Snapshot(), kRigFrom, testing::Pattern(std::size_t{8} * kRigSize));
   for (std::uint32_t i = 0; i < 8; ++i) {
     guest.Submit(Move(i));
     CHECK(WaitFor([&] { return guest.Delivered(0x41) == i + 1; }));
     CHECK(guest.Status(i) == 1);
   }
-  CHECK(testing::Load(guest.memory.Snapshot(), kRigTo, 8 * kRigSize) ==
-        testing::Pattern(8 * kRigSize));
+  CHECK(testing::Load(guest.memory.Snapshot(), kRigTo, std::size_t{8} * kRigSize) ==
+        testing::Pattern(std::size_t{8} * kRigSize));
   CHECK(guest.Do(Command::kDrainWq, 1) == 0);
   CHECK(guest.Do(Command::kDisableWq, 1) == 0);
   CHECK(guest.Do(Command::kDisableDevice) == 0);

@@ -30,6 +30,7 @@ memory::GuestMemoryPtr ByProcessAddress(const memory::GuestMemoryPtr& memory) {
 memory::GuestMemoryPtr SharedMemory(const std::vector<testing::RegionSpec>& regions,
                                     bool track_dirty) {
   std::vector<memory::RegionPtr> made;
+  made.reserve(regions.size());
   for (const testing::RegionSpec& region : regions) {
     made.push_back(
         memory::Region::Create(

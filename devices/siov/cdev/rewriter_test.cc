@@ -52,10 +52,10 @@ siov::Descriptor Make(const Fields& f) {
 struct Guest {
   memory::GuestMemoryPtr memory =
       testing::MakeMemory({{0, kSecond}, {kSecond, kEnd - kSecond}, {0x100000, 0x1000}});
-  tl::expected<Rewritten, Refusal> Rewrite(const Fields& fields) const {
+  [[nodiscard]] tl::expected<Rewritten, Refusal> Rewrite(const Fields& fields) const {
     return Rewriter::Rewrite(*memory, Make(fields), Shadow());
   }
-  Completion Status(const Fields& fields) const {
+  [[nodiscard]] Completion Status(const Fields& fields) const {
     const auto r = Rewrite(fields);
     return r ? Completion::kSuccess : r.error().status;
   }

@@ -125,9 +125,12 @@ Outcome<void> ReadVdev(const Json& json, const std::string& path, VdevConfig& vd
       .Choice("profile", vdev.profile,
               {{"ro", VdevConfig::Profile::kReadOnly}, {"cfg", VdevConfig::Profile::kConfigurable}})
       .Choice("backend", vdev.backend,
-              {{"engine", VdevConfig::Backend::kEngine}, {"vfio", VdevConfig::Backend::kVfio}})
+              {{"engine", VdevConfig::Backend::kEngine},
+               {"vfio", VdevConfig::Backend::kVfio},
+               {"cdev", VdevConfig::Backend::kCdev}})
       .Text("host", vdev.host)
       .Text("socket", vdev.socket)
+      .Text("path", vdev.path)
       .Choice("portal", vdev.portal,
               {{"auto", VdevConfig::Portal::kAuto},
                {"direct", VdevConfig::Portal::kDirect},

@@ -41,8 +41,11 @@ constexpr Option kRun[] = {
      true, true, true},
     {"vdev", "type=dsa[,KEY...]",
      "Give the guest a virtual Intel DSA made in this process. Repeat for more.\n"
-     "backend=engine|vfio: its queues are threads' of Postern (default), or some of a DSA of this\n"
-     "host: host=BDF (bound to VFIO; `postern vdev list`) or socket=PATH (vfio-user)\n"
+     "backend=engine|vfio|cdev: its queues are threads' of Postern (default), some of a DSA of "
+     "this\n"
+     "host: host=BDF (bound to VFIO; `postern vdev list`) or socket=PATH (vfio-user), or one of "
+     "the\n"
+     "host's idxd driver: path=/dev/dsa/wqX.Y (trapped portals only)\n"
      "profile=ro|cfg: its queues are configured by Postern (default), or by the guest\n"
      "portal=auto|direct|polled|trapped: submission to the device's page, to memory (one CPU),\n"
      "or by an exit each\n"

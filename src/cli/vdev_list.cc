@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "devices/siov/cdev/idxd_queue.h"
 #include "devices/siov/host/host_caps.h"
 #include "src/base/text.h"
 #include "src/cli/print.h"
@@ -23,6 +24,7 @@ Back ends: backend=NAME
   engine  threads of Postern; on any host. Portals: polled, trapped
   vfio    queues of a DSA that Postern drives: host=BDF, or socket=PATH of a vfio-user server.
           Portals: direct, trapped
+  cdev    a queue of the host's idxd driver: path=/dev/dsa/wqX.Y. Portals: trapped
 )";
 
 std::string Text(const std::string& path) {
@@ -64,6 +66,13 @@ std::string DescribeFunctions(const vfio::HostRoots& roots) {
   return text.empty() ? "  none\n" : text;
 }
 
+// "ready", or what to do first.
+std::string StateOfQueue(const std::string& file, const vfio::HostRoots& roots) {
+  const Outcome<dsa::IdxdQueueInfo> queue = dsa::ExamineIdxdQueue(file, roots);
+  if (queue) return "ready: path=/dev/dsa/" + queue->name;
+  return fmt::format("{}: {}", queue.error().cause, queue.error().next_step);
+}
+
 std::string DescribeQueues(const vfio::HostRoots& roots) {
   std::string text;
   std::size_t shown = 0;
@@ -77,6 +86,7 @@ std::string DescribeQueues(const vfio::HostRoots& roots) {
                         vfio::Exists(file) ? "/dev/dsa/" + Escaped(name, 32) : Escaped(name, 32),
                         Text(of + "/type"), Text(of + "/mode"), Text(of + "/size"),
                         Text(of + "/state"));
+    text += fmt::format("    {}\n", StateOfQueue(file, roots));
   }
   return text.empty() ? "  none\n" : text;
 }
@@ -84,10 +94,8 @@ std::string DescribeQueues(const vfio::HostRoots& roots) {
 }  // namespace
 
 std::string DescribeVdevs(const vfio::HostRoots& roots) {
-  return fmt::format(
-      "{}\nAccelerators of this host\n{}\nQueues of its idxd driver (no back end uses them "
-      "yet)\n{}",
-      kComposed, DescribeFunctions(roots), DescribeQueues(roots));
+  return fmt::format("{}\nAccelerators of this host\n{}\nQueues of its idxd driver\n{}", kComposed,
+                     DescribeFunctions(roots), DescribeQueues(roots));
 }
 
 int VdevList(const std::vector<std::string>& arguments) {

@@ -28,7 +28,7 @@ TEST_CASE("vdev list: a host without accelerators has the engine, and says what 
   const std::string text = DescribeVdevs(host.roots());
   CHECK(Has(text, "engine  threads of Postern; on any host"));
   CHECK(Has(text, "Accelerators of this host\n  none\n"));
-  CHECK(Has(text, "idxd driver (no back end uses them yet)\n  none\n"));
+  CHECK(Has(text, "idxd driver\n  none\n"));
 }
 
 TEST_CASE("vdev list: accelerators with what stands in their way, and the driver's queues") {
@@ -52,7 +52,13 @@ TEST_CASE("vdev list: accelerators with what stands in their way, and the driver
   CHECK(Has(text, "0000:e7:01.0  8086:0b25 DSA, "));
   CHECK_FALSE(Has(text, "10d3"));
   CHECK(Has(text, "  /dev/dsa/wq0.1  type user, mode dedicated\\x1b[31m, size 16, enabled\n"));
-  CHECK_FALSE(Has(text, "dsa0"));
+  CHECK(Has(text, "    wq0.1: its attribute mode makes no sense: "));
+  host.Put(queue + "/mode", "shared\n");
+  host.Put(queue + "/max_transfer_size", "2097152\n");
+  host.Put(queue + "/op_config", "00000001,003f03ff\n");
+  CHECK(Has(DescribeVdevs(host.roots()), "    ready: path=/dev/dsa/wq0.1\n"));
+  host.Put(queue + "/type", "kernel\n");
+  CHECK(Has(DescribeVdevs(host.roots()), "accel-config config-wq dsa0/wq0.1 --type=user"));
 }
 
 }  // namespace postern::cli

@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "devices/siov/cdev/cdev_backend.h"
+#include "devices/siov/cdev/idxd_queue.h"
 #include "devices/siov/dsa/dsa_personality.h"
 #include "devices/siov/engine/descriptor_runner.h"
 #include "devices/siov/engine/engine.h"
@@ -115,6 +117,31 @@ Outcome<Work> MakeHosted(const VdevConfig& config, const VdevHost& host) {
   return Work{.backend = std::move(*backend), .portal = *portal};
 }
 
+Outcome<Work> MakeOnDriver(const VdevConfig& config, const std::string& id, const VdevHost& host) {
+  if (host.accelerators == nullptr) {
+    return ConfigFailure("backend=cdev is only there for a machine's own guest",
+                         "use backend=engine");
+  }
+  Outcome<std::unique_ptr<dsa::IdxdQueue>> queue = dsa::OpenIdxdQueue(config.path);
+  if (!queue) return tl::unexpected(queue.error());
+  Result<std::unique_ptr<dsa::CdevBackend>> backend =
+      dsa::CdevBackend::Create({.name = id}, host.memory, std::move(*queue));
+  if (!backend) return HostFailure("cannot use its queue", backend.error());
+  return Work{.backend = std::move(*backend), .portal = siov::PortalMode::kTrapped};
+}
+
+Outcome<Work> MakeWork(const VdevConfig& config, const std::string& id, const VdevHost& host) {
+  switch (config.backend) {
+    case VdevConfig::Backend::kVfio:
+      return MakeHosted(config, host);
+    case VdevConfig::Backend::kCdev:
+      return MakeOnDriver(config, id, host);
+    case VdevConfig::Backend::kEngine:
+      break;
+  }
+  return MakeEngine(config, id, host);
+}
+
 dsa::DsaOptions DsaOptionsOf(const VdevConfig& config, const siov::BackendCaps& caps) {
   dsa::DsaOptions options;
   options.profile = config.profile == VdevConfig::Profile::kConfigurable
@@ -135,8 +162,7 @@ dsa::DsaOptions DsaOptionsOf(const VdevConfig& config, const siov::BackendCaps& 
 
 Outcome<ComposedVdev> ComposeVdev(const VdevConfig& config, const std::string& id,
                                   const VdevHost& host) {
-  Outcome<Work> work = config.backend == VdevConfig::Backend::kVfio ? MakeHosted(config, host)
-                                                                    : MakeEngine(config, id, host);
+  Outcome<Work> work = MakeWork(config, id, host);
   if (!work) return tl::unexpected(work.error());
   const siov::BackendCaps& caps = work->backend->caps();
   Result<std::unique_ptr<dsa::DsaPersonality>> personality =

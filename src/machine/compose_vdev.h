@@ -28,7 +28,7 @@ struct VdevHost {
   EventLoop& loop;           // on which the back end's events are handled
   std::uint32_t cpus = 1;    // of the guest, which decide what portals may be
   bool pages_leave = false;  // siov::VdevOptions'
-  // Outlives the device; null: backend=vfio is not to be had.
+  // Outlives the device; null: neither backend=vfio nor cdev is to be had.
   HostAccelerators* accelerators = nullptr;
 };
 

@@ -94,6 +94,23 @@ TEST_CASE("compose: what cannot be is said") {
   CHECK(served.error().cause == "backend=vfio is only there for a machine's own guest");
 }
 
+TEST_CASE("compose: a queue of the host's driver must be one") {
+  Composer composer(siov::PortalMode::kTrapped);
+  VdevConfig config;
+  config.backend = VdevConfig::Backend::kCdev;
+  config.path = "/dev/null";
+  CHECK(composer.Detail(config) == "'/dev/null' is no work queue");
+  // No host has so many devices.
+  config.path = "/dev/dsa/wq999999999.0";
+  CHECK(composer.Detail(config) == "this host has no work queue wq999999999.0");
+  const Outcome<ComposedVdev> served = ComposeVdev(config, "vdev0",
+                                                   {.interrupts = composer.platform.interrupts,
+                                                    .memory = composer.rig.memory,
+                                                    .loop = *composer.loop});
+  REQUIRE_FALSE(served.has_value());
+  CHECK(served.error().cause == "backend=cdev is only there for a machine's own guest");
+}
+
 TEST_CASE("compose: the engine is as it was") {
   Composer composer(siov::PortalMode::kTrapped);
   VdevConfig config;

@@ -104,7 +104,35 @@ Outcome<void> ValidateSource(const AssignedConfig& device, const std::string& wh
   return {};
 }
 
+Outcome<void> ValidateCdev(const VdevConfig& vdev, const std::string& where) {
+  const bool cdev = vdev.backend == VdevConfig::Backend::kCdev;
+  if (!cdev && !vdev.path.empty()) {
+    return ConfigFailure(where + ".path: only backend=cdev has a queue of the host's driver",
+                         "add backend=cdev, or leave it out");
+  }
+  if (!cdev) return {};
+  if (vdev.path.empty()) {
+    return ConfigFailure(where + ": backend=cdev needs path",
+                         "give path=/dev/dsa/wqX.Y; 'postern vdev list' shows them");
+  }
+  if (vdev.engines != 1) {
+    return ConfigFailure(where + ".engines: backend=cdev has those of the host's queue",
+                         "leave it out");
+  }
+  if (vdev.wqs > 1) {
+    return ConfigFailure(fmt::format("{}.wqs: backend=cdev is one queue, not {}", where, vdev.wqs),
+                         "leave it out, or give the guest one vdev for each queue");
+  }
+  if (vdev.portal != VdevConfig::Portal::kAuto && vdev.portal != VdevConfig::Portal::kTrapped) {
+    return ConfigFailure(
+        where + ".portal: backend=cdev checks each descriptor, so that its portals are trapped",
+        "use portal=auto");
+  }
+  return {};
+}
+
 Outcome<void> ValidateBackend(const VdevConfig& vdev, const std::string& where) {
+  if (Outcome<void> r = ValidateCdev(vdev, where); !r) return r;
   const bool vfio = vdev.backend == VdevConfig::Backend::kVfio;
   if (!vfio && (!vdev.host.empty() || !vdev.socket.empty())) {
     return ConfigFailure(fmt::format("{}.{}: only backend=vfio has a device of the host", where,

@@ -74,12 +74,13 @@ struct AssignedConfig {
 };
 
 // A device composed in this process: a virtual Intel DSA whose work queues are served by threads of
-// ours, or are some of a physical DSA's (devices/siov).
+// ours, or are some of a physical DSA's, or one of its driver's (devices/siov).
 struct VdevConfig {
   enum class Type : std::uint8_t { kDsa };
   enum class Backend : std::uint8_t {
     kEngine,  // threads of this process
     kVfio,    // queues of a DSA of the host that Postern drives: `host` or `socket` says which
+    kCdev,    // a queue of the host's own idxd driver: `path`
   };
   enum class Profile : std::uint8_t {
     kReadOnly,      // "ro": configured by us, as the specification asks of a composed device
@@ -97,6 +98,7 @@ struct VdevConfig {
   Backend backend = Backend::kEngine;
   std::string host;    // PCI address of a DSA bound to a VFIO driver; several vdevs may share one
   std::string socket;  // or a DSA that is a vfio-user server's
+  std::string path;    // /dev/dsa/wqX.Y
   Portal portal = Portal::kAuto;
   std::uint32_t wqs = 0;                // 1 to 8; 0: 1, or 8 when configurable
   std::uint32_t wq_size = 0;            // entries; 0: 32, or at most 63 when configurable

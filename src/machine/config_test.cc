@@ -61,6 +61,39 @@ TEST_CASE("validate: a vdev's back end and what goes with it") {
           v.host = "0000:6a:01.0";
           v.portal = Portal::kPolled;
         }) == "vdevs[0].portal: pages of a host's device are direct, not polled");
+  const auto on_driver = [](VdevConfig& v) {
+    v.backend = Backend::kCdev;
+    v.path = "/dev/dsa/wq0.0";
+  };
+  CHECK(cause(on_driver).empty());
+  CHECK(cause([&](VdevConfig& v) {
+          on_driver(v);
+          v.wqs = 1;
+          v.portal = Portal::kTrapped;
+        }).empty());
+  CHECK(cause([](VdevConfig& v) { v.backend = Backend::kCdev; }) ==
+        "vdevs[0]: backend=cdev needs path");
+  CHECK(cause([](VdevConfig& v) { v.path = "/dev/dsa/wq0.0"; }) ==
+        "vdevs[0].path: only backend=cdev has a queue of the host's driver");
+  CHECK(cause([&](VdevConfig& v) {
+          on_driver(v);
+          v.host = "0000:6a:01.0";
+        }) == "vdevs[0].host: only backend=vfio has a device of the host");
+  CHECK(cause([&](VdevConfig& v) {
+          on_driver(v);
+          v.engines = 2;
+        }) == "vdevs[0].engines: backend=cdev has those of the host's queue");
+  CHECK(cause([&](VdevConfig& v) {
+          on_driver(v);
+          v.wqs = 2;
+        }) == "vdevs[0].wqs: backend=cdev is one queue, not 2");
+  for (const Portal portal : {Portal::kDirect, Portal::kPolled}) {
+    CHECK(cause([&](VdevConfig& v) {
+            on_driver(v);
+            v.portal = portal;
+          }) ==
+          "vdevs[0].portal: backend=cdev checks each descriptor, so that its portals are trapped");
+  }
   CHECK(cause([](VdevConfig& v) { v.portal = Portal::kDirect; }) ==
         "vdevs[0].portal: direct needs pages of a device, which the engine is not");
 }

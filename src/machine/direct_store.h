@@ -1,7 +1,8 @@
 #pragma once
 
 // EmulateDirectStore: carries out the MOVDIR64B that a guest executed on memory nobody has mapped
-// (a trapped portal): KVM's own emulator does not know the instruction and gives up.
+// (a trapped portal): KVM's own emulator does not know the instruction and gives up. Where KVM
+// interprets all of a guest, the destination may as well be RAM or a mapped page.
 //
 //   if (EmulateDirectStore(bytes, regs, sregs, host) == DirectStoreEnd::kDone) { set regs; go on; }
 //

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "src/base/mutex.h"
+#include "tests/support/counter.h"
 
 #include <doctest/doctest.h>
 
@@ -181,14 +182,7 @@ TEST_CASE("direct store: where nobody is, the block is lost and counted") {
   StoreGuest guest;
   guest.regs.rax = kLinear + kRam;  // maps to no RAM and to no device
   REQUIRE(guest.Run(kMovdir) == DirectStoreEnd::kDone);
-  struct Sink final : CounterSink {
-    void Add(std::string_view name, std::uint64_t value) override {
-      values[std::string(name)] = value;
-    }
-    std::map<std::string, std::uint64_t> values;
-  } sink;
-  guest.mmio.ReportCounters(sink);
-  CHECK(sink.values["unmatched_writes"] == 1);
+  CHECK(testing::ReportedCounter(guest.mmio, "unmatched_writes") == 1);
 }
 
 TEST_CASE("direct store: an instruction is read up to where its page's neighbour is not mapped") {

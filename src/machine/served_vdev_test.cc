@@ -26,6 +26,7 @@
 #include "src/base/log.h"
 #include "src/base/thread.h"
 #include "src/memory/guest_memory.h"
+#include "tests/support/counter.h"
 #include "tests/support/memory.h"
 #include "vfio/user/client.h"
 #include "vfio/user/server.h"
@@ -75,13 +76,9 @@ class Server {
 
   [[nodiscard]] std::string path() const { return directory_ + "/socket"; }
   std::uint64_t Counter(const std::string& name) {
-    class Sink final : public CounterSink {
-     public:
-      void Add(std::string_view n, std::uint64_t value) override { all[std::string(n)] = value; }
-      std::map<std::string, std::uint64_t> all;
-    } sink;
-    loop_->RunSync([&] { server_->ReportCounters(sink); });
-    return sink.all.contains(name) ? sink.all[name] : ~std::uint64_t{0};
+    std::uint64_t value = 0;
+    loop_->RunSync([&] { value = testing::ReportedCounter(*server_, name); });
+    return value;
   }
   bool busy() {
     bool busy = false;

@@ -22,6 +22,7 @@
 #include "src/base/fd_passing.h"
 #include "src/base/log.h"
 #include "src/base/unix_socket.h"
+#include "tests/support/counter.h"
 #include "vfio/user/channel.h"
 #include "vfio/user/wire.h"
 
@@ -125,19 +126,7 @@ struct ServerRig {
     for (int i = 0; i < rounds; ++i) loop->RunOnce(0);
   }
   [[nodiscard]] std::uint64_t Counter(std::string_view name) const {
-    class Sink final : public CounterSink {
-     public:
-      explicit Sink(std::string_view wanted) : wanted_(wanted) {}
-      void Add(std::string_view name, std::uint64_t value) override {
-        if (name == wanted_) found = value;
-      }
-      std::uint64_t found = ~std::uint64_t{0};
-
-     private:
-      std::string_view wanted_;
-    } sink(name);
-    server->ReportCounters(sink);
-    return sink.found;
+    return testing::ReportedCounter(*server, name);
   }
 
   std::string directory = "/tmp/postern-server-XXXXXX";

@@ -24,6 +24,7 @@
 #include "devices/siov/core/vdev.h"
 #include "src/base/check.h"
 #include "src/base/event_loop.h"
+#include "tests/support/counter.h"
 
 namespace postern::siov {
 
@@ -114,18 +115,7 @@ struct FakeVdev {
   void Turn() {
     for (int i = 0; i < 4; ++i) loop->RunOnce(0);
   }
-  std::uint64_t Counter(std::string_view name) {
-    struct Sink final : CounterSink {
-      void Add(std::string_view added, std::uint64_t value) override {
-        if (added == wanted) found = value;
-      }
-      std::string_view wanted;
-      std::uint64_t found = ~std::uint64_t{0};
-    } sink;
-    sink.wanted = name;
-    vdev->ReportCounters(sink);
-    return sink.found;
-  }
+  std::uint64_t Counter(std::string_view name) { return testing::ReportedCounter(*vdev, name); }
 
   pci::FakeBridge bridge;
   std::unique_ptr<EventLoop> loop = EventLoop::Create().value();

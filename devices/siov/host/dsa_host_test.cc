@@ -15,6 +15,7 @@
 
 #include "devices/siov/host/host_rig.h"
 #include "devices/siov/host/rendezvous.h"
+#include "tests/support/counter.h"
 
 #include <doctest/doctest.h>
 
@@ -71,19 +72,6 @@ std::uint64_t CommandsOf(LoopbackDevice& device, regs::Command code) {
                  : 0;
   }
   return count;
-}
-
-std::uint64_t CounterOf(const DsaHost& host, std::string_view name) {
-  struct Sink final : CounterSink {
-    void Add(std::string_view added, std::uint64_t value) override {
-      if (added == wanted) found = value;
-    }
-    std::string_view wanted;
-    std::uint64_t found = ~std::uint64_t{0};
-  } sink;
-  sink.wanted = name;
-  host.ReportCounters(sink);
-  return sink.found;
 }
 
 template <typename U>
@@ -176,16 +164,16 @@ TEST_CASE("dsa host: queues are enabled, halted by their bits, reset alone") {
   // Those that are disabled are left out, as the device would refuse them all.
   CHECK(Halt(host, QueueHalt::kDrain, 7) == siov::HaltResult::kDone);
   CHECK(Written(*rig.device, regs::kCmd) == (0x80000000U | 8U << 20 | 5));
-  const std::uint64_t before = CounterOf(host, "host_commands");
+  const std::uint64_t before = testing::ReportedCounter(host, "host_commands");
   CHECK(Halt(host, QueueHalt::kDrain, 2) == siov::HaltResult::kDone);
   CHECK(Halt(host, QueueHalt::kDrain, 0) == siov::HaltResult::kDone);
-  CHECK(CounterOf(host, "host_commands") == before);
+  CHECK(testing::ReportedCounter(host, "host_commands") == before);
   host.Reset(4);
   CHECK(Written(*rig.device, regs::kCmd) == (0x80000000U | 10U << 20 | 4));
   CHECK(CommandsOf(*rig.device, regs::Command::kResetDevice) == 1);
   REQUIRE(host.EnableQueue(2, ConfigOf(host, 4)));
   CHECK(host.DrainNow(5) == siov::HaltResult::kDone);
-  CHECK(CounterOf(host, "host_command_errors") == 0);
+  CHECK(testing::ReportedCounter(host, "host_command_errors") == 0);
   host.Release(lease);
   CHECK(owner.losses == 0);
 }
@@ -245,7 +233,7 @@ TEST_CASE("dsa host: a command that is never completed is the end, for all owner
   host.Reset(3);
   host.Release(first);
   host.Release(second);
-  CHECK(CounterOf(host, "host_losses") == 1);
+  CHECK(testing::ReportedCounter(host, "host_losses") == 1);
 }
 
 TEST_CASE("dsa host: registers of all ones, and calls that fail, are a device that is gone") {
@@ -322,10 +310,10 @@ TEST_CASE("dsa host: an error goes to the owner of its queue, without the PASID"
   say(0x0000'0000'00ff'1309);
   say(0x0000'0000'0002'5201);
   say(0x0000'0000'0002'1308);
-  CHECK(WaitFor([&] { return CounterOf(*rig.host, "host_errors_of_nobody") == 3; }));
+  CHECK(WaitFor([&] { return testing::ReportedCounter(*rig.host, "host_errors_of_nobody") == 3; }));
   CHECK(two.errors == 1);
   CHECK(one.errors == 0);
-  CHECK(CounterOf(*rig.host, "host_errors_routed") == 1);
+  CHECK(testing::ReportedCounter(*rig.host, "host_errors_routed") == 1);
   rig.host->Release(first);
   rig.host->Release(second);
 }

@@ -32,6 +32,7 @@
 #include "src/base/check.h"
 #include "src/base/event_loop.h"
 #include "src/memory/guest_memory.h"
+#include "tests/support/counter.h"
 #include "tests/support/memory.h"
 
 namespace postern::dsa {
@@ -169,18 +170,7 @@ struct GuestDsa {
       if (i == 0) break;
     }
   }
-  std::uint64_t Counter(std::string_view name) {
-    struct Sink final : CounterSink {
-      void Add(std::string_view added, std::uint64_t value) override {
-        if (added == wanted) found = value;
-      }
-      std::string_view wanted;
-      std::uint64_t found = ~std::uint64_t{0};
-    } sink;
-    sink.wanted = name;
-    vdev->ReportCounters(sink);
-    return sink.found;
-  }
+  std::uint64_t Counter(std::string_view name) { return testing::ReportedCounter(*vdev, name); }
 
   pci::FakeBridge bridge;
   std::unique_ptr<EventLoop> loop = EventLoop::Create().value();

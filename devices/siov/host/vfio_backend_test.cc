@@ -66,7 +66,7 @@ TEST_CASE("vfio back end: a guest's descriptors go through, complete and interru
       REQUIRE(guest.Enable(0) == 0);
       const std::uint32_t handle = guest.Handle(1);
       CHECK((handle != 1) == named);
-      const std::vector<std::byte> data = testing::Pattern(8 * kSize);
+      const std::vector<std::byte> data = testing::Pattern(std::size_t{8} * kSize);
       testing::Store(rig.memory.Snapshot(), kFrom, data);
       (void)Delivered(guest, 0);
       for (std::uint32_t i = 0; i < 8; ++i) {
@@ -77,7 +77,7 @@ TEST_CASE("vfio back end: a guest's descriptors go through, complete and interru
         }
       }
       for (std::uint32_t i = 0; i < 8; ++i) CHECK(WaitFor([&] { return Status(rig, i) == 1; }));
-      CHECK(testing::Load(rig.memory.Snapshot(), kTo, 8 * kSize) == data);
+      CHECK(testing::Load(rig.memory.Snapshot(), kTo, std::size_t{8} * kSize) == data);
       std::uint64_t interrupts = 0;
       CHECK(WaitFor([&] { return (interrupts += Delivered(guest, 0x41)) >= 1; }));
       CHECK(guest.Counter("queue0_submitted") == (direct ? 0 : 8));
@@ -95,7 +95,7 @@ TEST_CASE("vfio back end: trapped in front of pages that a device process reads"
   GuestDsa guest(rig, {.queues = 1, .size = 16}, kOneQueue, PortalMode::kTrapped);
   REQUIRE(guest.Enable(0) == 0);
   constexpr std::uint32_t kCount = 200;
-  const std::vector<std::byte> data = testing::Pattern(kCount * kSize);
+  const std::vector<std::byte> data = testing::Pattern(std::size_t{kCount} * kSize);
   testing::Store(rig.memory.Snapshot(), kFrom, data);
   // Three times around the slots, at most as many under way as the queue holds.
   for (std::uint32_t i = 0; i < kCount; ++i) {
@@ -134,7 +134,7 @@ TEST_CASE("vfio back end: two guests: one resets as it likes, the other goes on"
   const std::uint32_t handle = two.Handle(1);
   CHECK(handle == 3);
   const int resets = rig.device->resets;
-  testing::Store(rig.memory.Snapshot(), kFrom, testing::Pattern(32 * kSize));
+  testing::Store(rig.memory.Snapshot(), kFrom, testing::Pattern(std::size_t{32} * kSize));
   for (std::uint32_t round = 0; round < 8; ++round) {
     CAPTURE(round);
     two.StoreDirect(0, Move(round, handle));
@@ -217,7 +217,7 @@ TEST_CASE("vfio back end: a device that vanishes halts every guest's Vdev") {
 TEST_CASE("vfio back end: quiesced, submissions wait, and the state carries them") {
   HostRig rig;
   REQUIRE(rig.Open() == "");
-  testing::Store(rig.memory.Snapshot(), kFrom, testing::Pattern(4 * kSize));
+  testing::Store(rig.memory.Snapshot(), kFrom, testing::Pattern(std::size_t{4} * kSize));
   GuestDsa from(rig, {.queues = 1, .size = 16}, kOneQueue, PortalMode::kTrapped);
   REQUIRE(from.Enable(0) == 0);
   siov::VdevState state;

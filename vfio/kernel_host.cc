@@ -76,6 +76,27 @@ class KernelHost::FileAttachment final : public Attachment {
   std::string key_;
 };
 
+// A device file with a page table for each PASID. The descriptor here is a second one of it.
+class KernelHost::PasidAttachment final : public Attachment {
+ public:
+  PasidAttachment(KernelHost& host, std::unique_ptr<PasidDevice> pasids, std::string key)
+      : host_(host), pasids_(std::move(pasids)), key_(std::move(key)) {}
+  [[nodiscard]] iommu::AddressSpace& address_space() override { return pasids_->nothing(); }
+  void Release(Fd device) override {
+    device.Close();
+    if (announced) host_.files_->Remove(pasids_->file());
+    pasids_.reset();
+    std::erase(host_.open_, key_);
+  }
+  [[nodiscard]] PasidDevice* pasids() { return pasids_.get(); }
+  bool announced = false;
+
+ private:
+  KernelHost& host_;
+  std::unique_ptr<PasidDevice> pasids_;
+  std::string key_;
+};
+
 KernelHost::KernelHost(KernelCalls& calls, bus::VfioFiles* files, std::string sysfs_root,
                        std::string dev_root, Fill fill)
     : calls_(calls),
@@ -89,14 +110,19 @@ KernelHost::~KernelHost() {
   CHECK(open_.empty());
 }
 
-Outcome<std::unique_ptr<HostDevice>> KernelHost::Open(const Spec& spec) {
+Outcome<KernelHost::Target> KernelHost::ResolveFree(const Spec& spec) const {
   Outcome<Target> target = Resolve(spec);
-  if (!target) return Pass(target.error());
-  if (std::find(open_.begin(), open_.end(), target->key) != open_.end()) {
+  if (target && std::find(open_.begin(), open_.end(), target->key) != open_.end()) {
     return ConfigFailure(
         fmt::format("{} is assigned to this machine already", Escaped(target->name)),
         "name each device once");
   }
+  return target;
+}
+
+Outcome<std::unique_ptr<HostDevice>> KernelHost::Open(const Spec& spec) {
+  Outcome<Target> target = ResolveFree(spec);
+  if (!target) return Pass(target.error());
   const Outcome<bool> iommufd = UseIommufd(spec, *target);
   if (!iommufd) return Pass(iommufd.error());
   return *iommufd ? OpenByFile(spec, *target) : OpenByGroup(*target);
@@ -267,33 +293,88 @@ void KernelHost::LeaveGroup(Group& group) {
 Outcome<std::unique_ptr<HostDevice>> KernelHost::OpenByFile(const Spec& spec, Target& target) {
   const Outcome<IoasEntry*> ioas = FindIoas(spec.iommufd_fd);
   if (!ioas) return Pass(ioas.error());
-  Fd file = std::move(target.file);
-  if (!file.valid()) {
-    const std::string path = fmt::format("{}/vfio/devices/{}", dev_root_, target.sysfs->cdev);
-    Result<Fd> opened = calls_.Open(path, O_RDWR);
-    if (!opened) return ExplainOpen(path, target.name, opened.error());
-    file = std::move(*opened);
-  }
+  Outcome<Fd> file = OpenFile(target);
+  if (!file) return Pass(file.error());
   auto attachment = std::make_unique<FileAttachment>(*this, *(*ioas)->space, target.key);
-  const Outcome<void> bound = BindFile(file.get(), target.name, **ioas, *attachment);
+  const Outcome<void> bound = BindFile(file->get(), target.name, **ioas, *attachment);
   if (!bound) {
-    attachment->Release(std::move(file));
+    attachment->Release(std::move(*file));
     return Pass(bound.error());
   }
-  return Finish(std::move(file), target, std::move(attachment));
+  return Finish(std::move(*file), target, std::move(attachment));
+}
+
+Outcome<Fd> KernelHost::OpenFile(Target& target) {
+  if (target.file.valid()) return std::move(target.file);
+  const std::string path = fmt::format("{}/vfio/devices/{}", dev_root_, target.sysfs->cdev);
+  Result<Fd> opened = calls_.Open(path, O_RDWR);
+  if (!opened) return ExplainOpen(path, target.name, opened.error());
+  return std::move(*opened);
+}
+
+Outcome<Fd> KernelHost::OpenIommufd(int given, const std::string& user) const {
+  if (given >= 0) return DuplicateGiven(given);
+  const std::string path = dev_root_ + "/iommu";
+  Result<Fd> opened = calls_.Open(path, O_RDWR);
+  if (!opened) return ExplainOpen(path, user, opened.error());
+  return std::move(*opened);
+}
+
+// KVM first: the kernel looks for its virtual machine while it binds.
+Outcome<void> KernelHost::Announce(int file, const std::string& name, bool& announced) {
+  if (files_ == nullptr) return {};
+  const Result<void> added = files_->Add(file);
+  if (!added) return HostFailure(fmt::format("KVM does not take {}", Escaped(name)), added.error());
+  announced = true;
+  return {};
+}
+
+Outcome<KernelHost::Shared> KernelHost::OpenShared(const Spec& spec) {
+  Outcome<Target> target = ResolveFree(spec);
+  if (!target) return Pass(target.error());
+  const std::string name = Escaped(target->name);
+  if (target->group_fd >= 0 || spec.iommufd == Spec::Iommufd::kOff) {
+    return ConfigFailure(fmt::format("{}: sharing a device needs its file and an iommufd", name),
+                         "pass the device's own file (/dev/vfio/devices/vfioN), not its group");
+  }
+  Spec forced = spec;
+  forced.iommufd = Spec::Iommufd::kOn;
+  if (const Outcome<bool> usable = UseIommufd(forced, *target); !usable)
+    return Pass(usable.error());
+  Outcome<Fd> iommufd = OpenIommufd(spec.iommufd_fd, name);
+  if (!iommufd) return Pass(iommufd.error());
+  Outcome<Fd> file = OpenFile(*target);
+  if (!file) return Pass(file.error());
+  Outcome<Fd> second = DuplicateGiven(file->get());
+  if (!second) return Pass(second.error());
+  bool announced = false;
+  if (const Outcome<void> done = Announce(file->get(), target->name, announced); !done)
+    return Pass(done.error());
+  Result<std::unique_ptr<PasidDevice>> pasids =
+      PasidDevice::Open(calls_, std::move(*file), std::move(*iommufd));
+  if (!pasids) {
+    if (announced) files_->Remove(second->get());
+    if (pasids.error().code != Errc::kUnsupported)
+      return ExplainDevice(target->name, pasids.error());
+    return HostFailure(fmt::format("{} cannot be shared", name), pasids.error(),
+                       "give it to one guest alone");
+  }
+  auto attachment = std::make_unique<PasidAttachment>(*this, std::move(*pasids), target->key);
+  attachment->announced = announced;
+  PasidDevice* const shared = attachment->pasids();
+  Outcome<std::unique_ptr<HostDevice>> device =
+      Finish(std::move(*second), *target, std::move(attachment));
+  if (!device) return Pass(device.error());
+  return Shared{.device = std::move(*device), .pasids = shared};
 }
 
 Outcome<KernelHost::IoasEntry*> KernelHost::FindIoas(int given) {
   for (const std::unique_ptr<IoasEntry>& entry : ioases_) {
     if (entry->given == given) return entry.get();
   }
-  Fd iommufd;
-  if (given >= 0) {
-    Outcome<Fd> copy = DuplicateGiven(given);
-    if (!copy) return Pass(copy.error());
-    iommufd = std::move(*copy);
-  }
-  Result<std::unique_ptr<iommu::Ioas>> opened = iommu::Ioas::Open(calls_, std::move(iommufd));
+  Outcome<Fd> iommufd = OpenIommufd(given, "the devices");
+  if (!iommufd) return Pass(iommufd.error());
+  Result<std::unique_ptr<iommu::Ioas>> opened = iommu::Ioas::Open(calls_, std::move(*iommufd));
   if (!opened) {
     if (given < 0) return ExplainOpen("/dev/iommu", "the devices", opened.error());
     return ConfigFailure(
@@ -305,16 +386,9 @@ Outcome<KernelHost::IoasEntry*> KernelHost::FindIoas(int given) {
   return ioases_.back().get();
 }
 
-// KVM first: the kernel looks for its virtual machine while it binds.
 Outcome<void> KernelHost::BindFile(int file, const std::string& name, IoasEntry& ioas,
                                    FileAttachment& attachment) {
-  if (files_ != nullptr) {
-    const Result<void> added = files_->Add(file);
-    if (!added) {
-      return HostFailure(fmt::format("KVM does not take {}", Escaped(name)), added.error());
-    }
-    attachment.announced = true;
-  }
+  if (const Outcome<void> done = Announce(file, name, attachment.announced); !done) return done;
   const Result<void> bound =
       RetryWhileBusy([&] { return BindIommufd(calls_, file, ioas.space->iommufd()); });
   if (!bound) return ExplainDevice(name, bound.error());

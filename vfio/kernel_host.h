@@ -35,6 +35,7 @@
 #include "src/bus/vfio_files.h"
 #include "vfio/group.h"
 #include "vfio/host_device.h"
+#include "vfio/pasid_device.h"
 #include "vfio/sysfs_device.h"
 
 namespace postern::vfio {
@@ -64,12 +65,23 @@ class KernelHost {
 
   [[nodiscard]] Outcome<std::unique_ptr<HostDevice>> Open(const Spec& spec);
 
+  // A device for several guests of this process: each has an address space of its own, reached by a
+  // PASID. What the device's address_space() maps is nobody's and stays empty: `fill` is not
+  // called.
+  struct Shared {
+    std::unique_ptr<HostDevice> device;
+    PasidDevice* pasids = nullptr;  // goes with the device
+  };
+  // Needs a device file and an iommufd; the failure says so where the host's kernel has no PASIDs.
+  [[nodiscard]] Outcome<Shared> OpenShared(const Spec& spec);
+
   // How many address spaces there are.
   [[nodiscard]] std::size_t spaces() const { return containers_.size() + ioases_.size(); }
 
  private:
   class GroupAttachment;
   class FileAttachment;
+  class PasidAttachment;
   struct Container {
     std::unique_ptr<iommu::Type1Container> space;
     bool filled = false;
@@ -88,6 +100,8 @@ class KernelHost {
     int group_fd = -1;                   // a group passed in
   };
 
+  // Not one that is open here already.
+  [[nodiscard]] Outcome<Target> ResolveFree(const Spec& spec) const;
   [[nodiscard]] Outcome<Target> Resolve(const Spec& spec) const;
   [[nodiscard]] Outcome<void> ResolveFd(const Spec& spec, Target& target) const;
   [[nodiscard]] Outcome<void> NameFile(const Spec& spec, Target& target) const;
@@ -99,7 +113,11 @@ class KernelHost {
   void LeaveGroup(Group& group);
 
   [[nodiscard]] Outcome<std::unique_ptr<HostDevice>> OpenByFile(const Spec& spec, Target& target);
+  [[nodiscard]] Outcome<Fd> OpenFile(Target& target);
+  // given: the number of the iommufd passed in, or -1.
+  [[nodiscard]] Outcome<Fd> OpenIommufd(int given, const std::string& user) const;
   [[nodiscard]] Outcome<IoasEntry*> FindIoas(int given);
+  [[nodiscard]] Outcome<void> Announce(int file, const std::string& name, bool& announced);
   [[nodiscard]] Outcome<void> BindFile(int file, const std::string& name, IoasEntry& ioas,
                                        FileAttachment& attachment);
 

@@ -32,15 +32,15 @@ Result<T> KnownToKernel(Result<T> result, const char* what) {
 
 }  // namespace
 
-Result<std::unique_ptr<PasidDevice>> PasidDevice::Open(KernelCalls& calls, Fd file) {
+Result<std::unique_ptr<PasidDevice>> PasidDevice::Open(KernelCalls& calls, Fd file, Fd iommufd) {
   // NOLINTNEXTLINE(cppcoreguidelines-owning-memory): the constructor is private
   std::unique_ptr<PasidDevice> device(new PasidDevice(calls, std::move(file)));
-  TRY(device->Init());
+  TRY(device->Init(std::move(iommufd)));
   return device;
 }
 
-Result<void> PasidDevice::Init() {
-  nothing_ = TRY(iommu::Ioas::Open(calls_));
+Result<void> PasidDevice::Init(Fd iommufd) {
+  nothing_ = TRY(iommu::Ioas::Open(calls_, std::move(iommufd)));
   vfio_device_bind_iommufd bind{.argsz = kBindSize, .flags = 0, .iommufd = nothing_->iommufd()};
   TRY(calls_.Ioctl(file_.get(), VFIO_DEVICE_BIND_IOMMUFD, &bind, "VFIO_DEVICE_BIND_IOMMUFD"));
   device_id_ = bind.out_devid;
@@ -101,10 +101,11 @@ void PasidDevice::DestroyTable(std::uint32_t table) {
   if (!done) LOG_WARN("vfio", "page table {}: {}", table, Describe(done.error()));
 }
 
-Result<void> PasidDevice::Attach(std::uint32_t pasid, const iommu::Ioas& space) {
-  if (pasid == 0 || pasid > kMaxPasid) return Err(Errc::kInvalidArgument, "PASID");
+Result<std::uint32_t> PasidDevice::Attach(const iommu::Ioas& space) {
   const MutexLock lock(mutex_);
-  if (tables_.contains(pasid)) return Err(Errc::kOverlap, "PASID");
+  std::uint32_t pasid = 1;
+  while (tables_.contains(pasid)) ++pasid;
+  if (pasid > kMaxPasid) return Err(Errc::kExhausted, "PASIDs");
   const std::uint32_t table = TRY(NewTable(space.id()));
   AttachPasidPt attach{
       .argsz = sizeof(attach), .flags = kAttachPasid, .pt_id = table, .pasid = pasid};
@@ -117,7 +118,7 @@ Result<void> PasidDevice::Attach(std::uint32_t pasid, const iommu::Ioas& space) 
     return Unexpected(attached.error());
   }
   tables_.emplace(pasid, table);
-  return {};
+  return pasid;
 }
 
 Result<void> PasidDevice::Detach(std::uint32_t pasid) {

@@ -21,7 +21,7 @@
 //
 // Addresses: the device uses one table for all queues without a PASID: its own, which whoever
 // opened it filled with one guest's memory. Queues of several guests need a PASID each
-// (HostRequest), of a table attached by vfio::PasidDevice.
+// (HostRequest), of a GuestSpace (guest_spaces.h).
 //
 // Loss: a command that is not completed within DsaHostOptions::command_limit, registers that read
 // as all ones, a halt, an error or request interrupt: every owner is told, nothing is asked of the
@@ -81,6 +81,13 @@ struct HostRequest {
 struct HostLease {
   std::vector<std::uint32_t> queues;
   std::uint32_t size = 0;  // of each
+};
+
+// A guest's way to its memory that is not the device's own table. Goes after its queues were reset.
+class GuestSpace {
+ public:
+  virtual ~GuestSpace() = default;
+  [[nodiscard]] virtual std::uint32_t pasid() const = 0;
 };
 
 // Told on the host's thread; no call blocks or calls back.

@@ -87,9 +87,12 @@ struct GuestDsa {
   static constexpr std::uint64_t kPortals = 0x4000100000;
   static constexpr std::uint32_t kExpress = 0x40;
 
+  using Queues = std::unique_ptr<VfioBackend>;
+
   GuestDsa(HostRig& rig, const HostRequest& request, const DsaOptions& options,
-           siov::PortalMode portal) {
-    auto own = VfioBackend::Create(*rig.host, request).value();
+           siov::PortalMode portal)
+      : GuestDsa(VfioBackend::Create(*rig.host, request).value(), options, portal) {}
+  GuestDsa(Queues own, const DsaOptions& options, siov::PortalMode portal) {
     backend = own.get();
     if (portal == siov::PortalMode::kTrapped) CHECK(own->CanSubmit().has_value());
     auto personality = DsaPersonality::Create(options, own->caps()).value();

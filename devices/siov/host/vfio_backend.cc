@@ -23,15 +23,18 @@ bool IsSubset(const siov::OperationSet& of, const siov::OperationSet& all) {
 
 }  // namespace
 
-Result<std::unique_ptr<VfioBackend>> VfioBackend::Create(DsaHost& host,
-                                                         const HostRequest& request) {
+Result<std::unique_ptr<VfioBackend>> VfioBackend::Create(DsaHost& host, const HostRequest& request,
+                                                         std::unique_ptr<GuestSpace> space) {
+  HostRequest wanted = request;
+  if (space != nullptr) wanted.pasid = space->pasid();
   // NOLINTNEXTLINE(cppcoreguidelines-owning-memory): the constructor is private
-  std::unique_ptr<VfioBackend> backend(new VfioBackend(host));
-  TRY(backend->Init(request));
+  std::unique_ptr<VfioBackend> backend(new VfioBackend(host, std::move(space)));
+  TRY(backend->Init(wanted));
   return backend;
 }
 
-VfioBackend::VfioBackend(DsaHost& host) : host_(host) {}
+VfioBackend::VfioBackend(DsaHost& host, std::unique_ptr<GuestSpace> space)
+    : host_(host), space_(std::move(space)) {}
 
 VfioBackend::~VfioBackend() {
   if (!lease_.queues.empty()) host_.Release(lease_);

@@ -48,9 +48,10 @@ namespace postern::dsa {
 
 class VfioBackend final : public siov::Backend, private QueueOwner {
  public:
-  // As DsaHost::Reserve.
-  [[nodiscard]] static Result<std::unique_ptr<VfioBackend>> Create(DsaHost& host,
-                                                                   const HostRequest& request);
+  // As DsaHost::Reserve. `space`: where its queues' descriptors lead, and the PASID of the request;
+  // null: to the device's own table.
+  [[nodiscard]] static Result<std::unique_ptr<VfioBackend>> Create(
+      DsaHost& host, const HostRequest& request, std::unique_ptr<GuestSpace> space = nullptr);
   ~VfioBackend() override;
 
   // Whether trapped portals work: kUnsupported says what is missing.
@@ -94,7 +95,7 @@ class VfioBackend final : public siov::Backend, private QueueOwner {
     Counter submitted, waited, refused_disabled, refused_full, failed, errors, enables, halts;
   };
 
-  explicit VfioBackend(DsaHost& host);
+  VfioBackend(DsaHost& host, std::unique_ptr<GuestSpace> space);
   [[nodiscard]] Result<void> Init(const HostRequest& request);
   void OnQueueError(std::uint32_t queue, const std::array<std::uint64_t, 4>& words) override;
   void OnHostLost() override;
@@ -109,6 +110,7 @@ class VfioBackend final : public siov::Backend, private QueueOwner {
   [[nodiscard]] Result<void> CheckState(const siov::BackendState& state) const;
 
   DsaHost& host_;
+  std::unique_ptr<GuestSpace> space_;
   HostLease lease_;
   siov::BackendCaps caps_;
   std::vector<std::unique_ptr<Queue>> queues_;

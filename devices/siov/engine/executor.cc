@@ -35,7 +35,8 @@ bool IsFault(Completion status) {
 
 // DSA 8.2. Word by word from the fields, not by way of a CompletionRecord: to read as eight bytes
 // what was just stored in pieces makes the processor wait.
-void WriteRecord(const GuestView& record, const OperationOutcome& outcome) {
+[[gnu::always_inline]] inline void WriteRecord(const GuestView& record,
+                                               const OperationOutcome& outcome) {
   static_assert(
       offsetof(CompletionRecord, result) == 1 && offsetof(CompletionRecord, bytes_completed) == 4 &&
       offsetof(CompletionRecord, fault_address) == 8 && offsetof(CompletionRecord, specific) == 16);
@@ -64,6 +65,9 @@ class Execution {
     std::uint32_t descriptors = 1;
   };
 
+  // False: nothing was done, and it goes the way of all others, which does the same with it and has
+  // an answer to whatever may be wrong.
+  [[nodiscard, gnu::noinline]] bool RunPlainMove(const WorkDescriptor& descriptor);
   std::optional<OperationOutcome> FindRecord(const WorkDescriptor& descriptor, GuestView& record);
   Done Work(const WorkDescriptor& descriptor, BatchIndex index);
   Done RunBatch(const WorkDescriptor& batch);
@@ -92,7 +96,53 @@ std::optional<OperationOutcome> Execution::FindRecord(const WorkDescriptor& desc
   return std::nullopt;
 }
 
+// A move as drivers send them by the million: of one piece, all of it in RAM, with a record and
+// maybe an interrupt.
+bool LooksPlain(const WorkDescriptor& descriptor) {
+  constexpr std::uint32_t kPlain = std::uint32_t{static_cast<std::uint8_t>(Opcode::kMove)} << 24 |
+                                   Flag::kRecordValid | Flag::kRequestRecord;
+  constexpr std::uint32_t kOptional = Flag::kRequestInterrupt | Flag::kCacheControl1;
+  return (descriptor.flags_and_opcode.get() & ~kOptional) == kPlain;
+}
+
+bool Execution::RunPlainMove(const WorkDescriptor& descriptor) {
+  constexpr std::uint64_t kMoveBit = std::uint64_t{1} << static_cast<std::uint8_t>(Opcode::kMove);
+  const std::uint32_t flags = descriptor.flags();
+  const std::uint64_t source = descriptor.source.get();
+  const std::uint64_t destination = descriptor.destination.get();
+  const std::uint64_t record_at = descriptor.record.get();
+  const std::uint64_t size = descriptor.size.get();
+  const std::uint32_t handle = descriptor.handle.get();
+  const auto specific = std::bit_cast<std::array<std::uint64_t, 3>>(descriptor.specific);
+  const bool interrupts = (flags & Flag::kRequestInterrupt) != 0;
+  const std::uint64_t reserved = specific[0] | specific[1] | specific[2] |
+                                 descriptor.reserved.get() | (interrupts ? 0 : handle) |
+                                 record_at % kRecordSize;
+  const bool flushes = (flags & Flag::kCacheControl1) != 0 && !check_.caps.cache_control;
+  const bool allowed =
+      (check_.caps.operations[0] & check_.limits.operations[0] & kMoveBit) != 0 && !flushes;
+  // Overlapping at all is enough to be no plain one. Differences wrap, as the ranges do.
+  const bool apart = destination - source >= size && source - destination >= size;
+  if (reserved != 0 || !allowed || !apart || size - 1 >= check_.limits.max_transfer ||
+      size > internal::kPiece || (interrupts && !environment_.IsHandle(handle))) {
+    return false;
+  }
+  const GuestView record = context_.memory.Run(Gpa(record_at), kRecordSize);
+  const GuestView from = context_.memory.Run(Gpa(source), size);
+  const GuestView to = context_.memory.Run(Gpa(destination), size);
+  if (record.size() != kRecordSize || from.size() != size || to.size() != size) return false;
+  internal::Must(from.CopyTo(0, to, 0, size));
+  WriteRecord(record, {});
+  if (interrupts) environment_.SignalHandle(handle);
+  return true;
+}
+
 Executed Execution::Run(const WorkDescriptor& descriptor, BatchIndex index) {
+  if (LooksPlain(descriptor) && RunPlainMove(descriptor)) {
+    return {.operation = static_cast<std::uint8_t>(Opcode::kMove),
+            .status = static_cast<std::uint8_t>(Completion::kSuccess),
+            .bytes = descriptor.size.get()};
+  }
   const auto operation = static_cast<std::uint8_t>(descriptor.opcode());
   GuestView record;
   if (descriptor.Has(Flag::kRecordValid)) {

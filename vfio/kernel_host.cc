@@ -388,7 +388,7 @@ Outcome<KernelHost::IoasEntry*> KernelHost::FindIoas(int given) {
 
 Outcome<void> KernelHost::BindFile(int file, const std::string& name, IoasEntry& ioas,
                                    FileAttachment& attachment) {
-  if (const Outcome<void> done = Announce(file, name, attachment.announced); !done) return done;
+  if (Outcome<void> done = Announce(file, name, attachment.announced); !done) return done;
   const Result<void> bound =
       RetryWhileBusy([&] { return BindIommufd(calls_, file, ioas.space->iommufd()); });
   if (!bound) return ExplainDevice(name, bound.error());

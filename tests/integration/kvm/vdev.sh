@@ -50,6 +50,52 @@ hosted "on a served DSA, trapped" wqs=2 portal=trapped
 hosted "on a served DSA, configured by the guest, two queues" wqs=4 portal=trapped,profile=cfg,wqs=2
 hosted "on a served DSA, direct" wqs=2,portal=polled portal=direct
 
+# refused NAME CODE CAUSE ARGUMENTS...: `vdev serve` ends at once with that code and says why; there is no socket
+refused() {
+  local name=$1 code=$2 cause=$3 got
+  shift 3
+  timeout 20 "$POSTERN" vdev serve "$@" < /dev/null > out 2> log
+  got=$?
+  expect "serve: $name: exit code" $got "$code"
+  grep -qF -- "$cause" log
+  expect "serve: $name: says why" $? 0
+  [ "$got" = "$code" ] || detail log
+}
+touch file
+refused "no socket" 2 "give --socket PATH"
+refused "a file in the socket's place" 2 "exists and is not a socket" --socket file
+refused "a folder that is not there" 1 "check that the directory exists" --socket missing/dsa.sock
+refused "a path too long for a socket" 2 "choose a shorter path" --socket "$(printf 'a%.0s' {1..108})"
+refused "another type" 2 "choose one of: dsa" --socket dsa.sock --type sdxi
+refused "a key that is none" 2 "no such field" --socket dsa.sock --type dsa,colour=red
+refused "no queues" 2 "from 1 to 8" --socket dsa.sock --type dsa,wqs=0
+refused "too many queues" 2 "from 1 to 8" --socket dsa.sock --type dsa,wqs=9
+refused "a polled queue that could lose descriptors" 2 "use wq-size=63" --socket dsa.sock --type dsa,portal=polled,wq-size=64
+refused "pages of a device there is none of" 2 "portal=auto" --socket dsa.sock --type dsa,portal=direct
+refused "a back end of a machine's own guest" 2 "backend=engine" --socket dsa.sock --type dsa,backend=cdev,path=/dev/dsa/wq0.0
+refused "metrics that cannot be written" 2 "cannot write metrics" --socket dsa.sock --metrics missing/metrics.json
+[ ! -e dsa.sock ]
+expect "serve: what was refused leaves no socket" $? 0
+
+# One server a socket; what a killed one left is replaced; each ends in order by either signal, with its last counters.
+serve_until() { # SIGNAL
+  rm -f metrics.json
+  "$POSTERN" vdev serve --socket dsa.sock --metrics metrics.json > served.log 2>&1 &
+  server=$!
+  within 20 grep -q '^serving' served.log || detail served.log
+  [ "$1" != TERM ] || refused "a socket another one listens on" 1 "another process listens there" --socket dsa.sock
+  kill -"$1" $server
+  wait $server 2> /dev/null
+  ended=$?
+}
+serve_until KILL
+expect "serve: a killed server leaves its socket" "$ended $([ -S dsa.sock ]; echo $?)" "137 0"
+for signal in TERM INT; do
+  serve_until $signal
+  expect "serve: SIG$signal: exit code, and its socket is gone" "$ended $([ -e dsa.sock ]; echo $?)" "0 1"
+  expect "serve: SIG$signal: the last counters are written" "$(grep -c '^{"vdev0":{.*}$' metrics.json)" 1
+done
+
 # Two CPUs and a polled portal: refused, not lost.
 "$POSTERN" run --memory 64M --cpus 2 --vdev type=dsa,portal=polled < /dev/null > out 2> log
 expect "two processors, polled: is refused" $? 2

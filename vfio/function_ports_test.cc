@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "tests/support/counter.h"
 #include "vfio/test_guest.h"
 
 #include <doctest/doctest.h>
@@ -203,9 +204,7 @@ TEST_CASE("ports: a host bridge without room for them: the device works by its m
   CHECK(!function->bars()[4]->mapped());
   CHECK(function->bars()[0]->mapped());
   CHECK(bridge.platform.pages.Mappings().size() == 2);
-  OneCounter counter("pci_without_ports");
-  function->ReportCounters(counter);
-  CHECK(counter.found == 1);
+  CHECK(testing::ReportedCounter(*function, "pci_without_ports") == 1);
   CHECK(root->Remove(*function).has_value());
 }
 

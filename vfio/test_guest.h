@@ -17,6 +17,7 @@
 
 #include "devices/pci/fake_function.h"
 #include "src/base/event_loop.h"
+#include "tests/support/counter.h"
 #include "vfio/fake_host_device.h"
 #include "vfio/function.h"
 
@@ -36,18 +37,6 @@ inline std::unique_ptr<FakeHostDevice> MakeDevice(
   if (change) change(*device);
   return device;
 }
-
-class OneCounter final : public CounterSink {
- public:
-  explicit OneCounter(std::string_view name) : wanted_(name) {}
-  void Add(std::string_view name, std::uint64_t value) override {
-    if (name == wanted_) found = value;
-  }
-  std::uint64_t found = ~std::uint64_t{0};
-
- private:
-  std::string_view wanted_;
-};
 
 class TestGuest {
  public:
@@ -111,9 +100,7 @@ class TestGuest {
   }
   std::size_t Mappings() { return bridge.platform.pages.Mappings().size(); }
   [[nodiscard]] std::uint64_t Counter(std::string_view name) const {
-    OneCounter counter(name);
-    function->ReportCounters(counter);
-    return counter.found;
+    return testing::ReportedCounter(*function, name);
   }
 
   // --- MSI-X in BAR 2 at 0x1000, pending bits at 0x2000, memory decoding on ---

@@ -15,6 +15,7 @@
 #include "devices/console_backend/escape.h"
 #include "src/base/fd.h"
 #include "src/base/unix_socket.h"
+#include "tests/support/counter.h"
 
 #include <doctest/doctest.h>
 
@@ -84,25 +85,6 @@ int IdleRounds(EventLoop& loop) {
   return rounds;
 }
 
-struct CounterMap : CounterSink {
-  std::vector<std::pair<std::string, std::uint64_t>> values;
-  void Add(std::string_view name, std::uint64_t value) override {
-    values.emplace_back(name, value);
-  }
-  std::uint64_t operator[](std::string_view name) const {
-    for (const auto& [key, value] : values) {
-      if (key == name) return value;
-    }
-    return ~std::uint64_t{0};
-  }
-};
-
-std::uint64_t CounterOf(const ConsoleBackend& backend, std::string_view name) {
-  CounterMap map;
-  backend.ReportCounters(map);
-  return map[name];
-}
-
 struct TempDir {
   std::string path = "/tmp/postern_console_XXXXXX";
   TempDir() { REQUIRE(mkdtemp(path.data()) != nullptr); }
@@ -164,7 +146,7 @@ TEST_CASE("console back end: null takes everything and gives nothing") {
   CHECK(Put(*backend, "gone") == 4);
   std::array<std::byte, 4> bytes{};
   CHECK(backend->Read(bytes) == 0);
-  CHECK(CounterOf(*backend, "output_dropped") == 4);
+  CHECK(testing::ReportedCounter(*backend, "output_dropped") == 4);
 }
 
 TEST_CASE("console back end: a file is truncated or continued") {
@@ -203,7 +185,7 @@ TEST_CASE("console back end: a full disk loses output and nothing else") {
   backend->Attach(client);
   CHECK(Put(*backend, "lost") == 4);
   CHECK(Put(*backend, "also") == 4);
-  CHECK(CounterOf(*backend, "output_dropped") == 8);
+  CHECK(testing::ReportedCounter(*backend, "output_dropped") == 8);
   CHECK(IdleRounds(*loop) < 10);
 }
 
@@ -221,7 +203,7 @@ TEST_CASE("console back end: a FIFO whose reader left does not end the process")
   CHECK(Get(reader.get(), 4) == "seen");
   reader.Close();
   CHECK(Put(*backend, "lost") == 4);
-  CHECK(CounterOf(*backend, "output_dropped") == 4);
+  CHECK(testing::ReportedCounter(*backend, "output_dropped") == 4);
 }
 
 TEST_CASE(
@@ -239,7 +221,7 @@ TEST_CASE(
   client.backend = backend.get();
   backend->Attach(client);
   const Fd peer = ConnectUnix(dir.path + "/s").value();
-  REQUIRE(RunUntil(*loop, [&] { return CounterOf(*backend, "connections") == 1; }));
+  REQUIRE(RunUntil(*loop, [&] { return testing::ReportedCounter(*backend, "connections") == 1; }));
 
   std::string sent;
   std::string line;
@@ -259,7 +241,7 @@ TEST_CASE(
   CHECK(received == sent);
   CHECK(RunUntil(*loop, [&] { return client.writable > 0; }));
   CHECK(Put(*backend, "go on") == 5);
-  CHECK(CounterOf(*backend, "output_dropped") == 0);
+  CHECK(testing::ReportedCounter(*backend, "output_dropped") == 0);
 }
 
 TEST_CASE("console back end: input is read only as far as it is wanted") {
@@ -284,7 +266,7 @@ TEST_CASE("console back end: input is read only as far as it is wanted") {
     if (n > 0) written += static_cast<std::size_t>(n);
     loop->RunOnce(0);
   }
-  CHECK(CounterOf(*backend, "input_bytes") == kInputBuffer);
+  CHECK(testing::ReportedCounter(*backend, "input_bytes") == kInputBuffer);
   CHECK(IdleRounds(*loop) < 10);
   client.reads = true;
   client.OnInput();
@@ -293,7 +275,7 @@ TEST_CASE("console back end: input is read only as far as it is wanted") {
     if (n > 0) written += static_cast<std::size_t>(n);
     return client.input.size() == typed.size();
   }));
-  CHECK(CounterOf(*backend, "input_dropped") == 0);
+  CHECK(testing::ReportedCounter(*backend, "input_dropped") == 0);
 }
 
 TEST_CASE(
@@ -312,10 +294,10 @@ TEST_CASE(
   const std::string early(kReplayBuffer, 'e');
   CHECK(Put(*backend, early) == early.size());
   CHECK(Put(*backend, "tail") == 4);
-  CHECK(CounterOf(*backend, "output_dropped") == 4);
+  CHECK(testing::ReportedCounter(*backend, "output_dropped") == 4);
 
   Fd first = ConnectUnix(path).value();
-  REQUIRE(RunUntil(*loop, [&] { return CounterOf(*backend, "connections") == 1; }));
+  REQUIRE(RunUntil(*loop, [&] { return testing::ReportedCounter(*backend, "connections") == 1; }));
   std::string replay;
   CHECK(RunUntil(*loop, [&] {
     std::array<char, 8192> bytes{};
@@ -326,7 +308,8 @@ TEST_CASE(
   CHECK(replay.substr(kReplayBuffer - 4) == "tail");
 
   const Fd second = ConnectUnix(path).value();
-  REQUIRE(RunUntil(*loop, [&] { return CounterOf(*backend, "refused_connections") == 1; }));
+  REQUIRE(RunUntil(*loop,
+                   [&] { return testing::ReportedCounter(*backend, "refused_connections") == 1; }));
   CHECK(Get(second.get(), 1).empty());  // closed
   REQUIRE(write(first.get(), "ls\n", 3) == 3);
   CHECK(RunUntil(*loop, [&] { return client.input == "ls\n"; }));
@@ -335,7 +318,7 @@ TEST_CASE(
   CHECK(IdleRounds(*loop) < 10);
   CHECK(Put(*backend, "later") == 5);
   const Fd third = ConnectUnix(path).value();
-  REQUIRE(RunUntil(*loop, [&] { return CounterOf(*backend, "connections") == 2; }));
+  REQUIRE(RunUntil(*loop, [&] { return testing::ReportedCounter(*backend, "connections") == 2; }));
   CHECK(Get(third.get(), 5) == "later");
 }
 
@@ -427,7 +410,7 @@ TEST_CASE("console back end: a pty announces its slave and outlives its clients"
     Fd slave(open(path.c_str(), O_RDWR | O_NOCTTY | O_CLOEXEC));
     REQUIRE(slave.valid());
     REQUIRE(RunUntil(*loop, [&] {
-      return CounterOf(*backend, "connections") == static_cast<unsigned>(round) + 1;
+      return testing::ReportedCounter(*backend, "connections") == static_cast<unsigned>(round) + 1;
     }));
     CHECK(Get(slave.get(), 5) == "boot\n");  // no \r added: the slave is raw
     REQUIRE(write(slave.get(), "\x03id\r", 4) == 4);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "devices/pci/fake_function.h"
+#include "tests/support/counter.h"
 
 #include <doctest/doctest.h>
 
@@ -16,15 +17,6 @@ constexpr std::uint16_t kMemory = 0x2;
 constexpr std::uint16_t kIo = 0x1;
 constexpr std::uint64_t kBase0 = 0xc0100000;
 constexpr std::uint64_t kBase2 = 0x4000010000;
-
-struct Sink final : CounterSink {
-  explicit Sink(std::string_view name) : wanted(name) {}
-  void Add(std::string_view name, std::uint64_t value) override {
-    if (name == wanted) found = value;
-  }
-  std::string_view wanted;
-  std::uint64_t found = ~std::uint64_t{0};
-};
 
 struct Fixture {
   Fixture() : function(bridge.platform.interrupts) { at = bridge.root->Add(function).value(); }
@@ -39,11 +31,7 @@ struct Fixture {
     bridge.Config<std::uint32_t>(at, kBar0 + 12, static_cast<std::uint32_t>(kBase2 >> 32));
   }
   void Command(std::uint16_t value) { bridge.Config<std::uint16_t>(at, kCommand, value); }
-  std::uint64_t Counter(std::string_view name) {
-    Sink sink(name);
-    function.ReportCounters(sink);
-    return sink.found;
-  }
+  std::uint64_t Counter(std::string_view name) { return testing::ReportedCounter(function, name); }
   [[nodiscard]] std::optional<std::uint64_t> Mapped(std::size_t bar) {
     return function.bars()[bar]->mapped();
   }
@@ -401,14 +389,13 @@ TEST_CASE("function: a BAR over RAM, ECAM, another BAR or pages stays unmapped a
   f.Command(kMemory);
   f.bridge.platform.pages.Occupy(memory::Gpa(0x4100000000), 0x1000000);
   std::uint64_t refusals = 0;
-  Sink sink("pci_bar_refusals");
   const auto refused = [&](std::uint64_t bar0, std::uint64_t bar2) {
     f.bridge.Config<std::uint16_t>(where, kCommand, 0);
     f.bridge.Config<std::uint32_t>(where, kBar0, static_cast<std::uint32_t>(bar0));
     f.bridge.Config<std::uint64_t>(where, kBar0 + 8, bar2);
     f.bridge.Config<std::uint16_t>(where, kCommand, kMemory);
-    other.ReportCounters(sink);
-    const std::uint64_t before = std::exchange(refusals, sink.found);
+    const std::uint64_t before =
+        std::exchange(refusals, testing::ReportedCounter(other, "pci_bar_refusals"));
     return refusals - before;
   };
   CHECK(refused(0x80000000, 0) == 1);  // RAM below the window

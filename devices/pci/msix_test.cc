@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "src/bus/fake_platform.h"
+#include "tests/support/counter.h"
 
 #include <doctest/doctest.h>
 
@@ -47,21 +48,6 @@ struct Fixture {
   std::unique_ptr<MsixTable> table;
 };
 
-struct Sink final : CounterSink {
-  void Add(std::string_view name, std::uint64_t value) override {
-    if (name == wanted) found = value;
-  }
-  std::string_view wanted;
-  std::uint64_t found = ~std::uint64_t{0};
-};
-
-std::uint64_t CounterOf(const MsixTable& table, std::string_view name) {
-  Sink sink;
-  sink.wanted = name;
-  table.ReportCounters(sink);
-  return sink.found;
-}
-
 TEST_CASE("msix: entries are masked after reset and keep what the guest may write") {
   Fixture f;
   for (std::uint64_t vector = 0; vector < 4; ++vector) {
@@ -97,7 +83,7 @@ TEST_CASE("msix: accesses other than aligned dwords and qwords inside the table 
         f.table->table().Write(offset, std::span<const std::byte>(bytes).first(width));
         ++refused;
       }
-      CHECK(CounterOf(*f.table, "msix_refused_accesses") == refused);
+      CHECK(testing::ReportedCounter(*f.table, "msix_refused_accesses") == refused);
     }
   }
   // The PBA of four vectors is one qword.
@@ -105,7 +91,7 @@ TEST_CASE("msix: accesses other than aligned dwords and qwords inside the table 
   CHECK(Load<std::uint64_t>(f.table->pba(), 8) == 0);
   Store<std::uint64_t>(f.table->pba(), 0, 0xf);
   CHECK(f.Pba() == 0);
-  CHECK(CounterOf(*f.table, "msix_refused_accesses") == refused + 2);
+  CHECK(testing::ReportedCounter(*f.table, "msix_refused_accesses") == refused + 2);
 }
 
 TEST_CASE("msix: vector counts are 1 to 2048") {
@@ -139,7 +125,7 @@ TEST_CASE("msix: a trigger is delivered as the entry says") {
   f.table->Trigger(4);       // there is none
   f.table->Trigger(0xffff);  // virtio's NO_VECTOR
   CHECK(f.interrupts.TakeDelivered().empty());
-  CHECK(CounterOf(*f.table, "msix_triggers") == 1);
+  CHECK(testing::ReportedCounter(*f.table, "msix_triggers") == 1);
 
   // Rewritten while unmasked: at once. The same value again: not worth a call.
   f.Program(1, 0x1'fee02000, 0x42);
@@ -242,7 +228,7 @@ TEST_CASE("msix: a platform without routes left costs interrupts, not the monito
   f.Mask(0, false);
   f.table->Trigger(1);
   f.Mask(1, false);
-  CHECK(CounterOf(*f.table, "msix_route_errors") == 1);
+  CHECK(testing::ReportedCounter(*f.table, "msix_route_errors") == 1);
   CHECK(f.Pba() == 2);
   f.interrupts.LimitRoutes(2);
   f.Mask(1, true);
@@ -253,7 +239,7 @@ TEST_CASE("msix: a platform without routes left costs interrupts, not the monito
   f.interrupts.FailUpdates(true);
   f.Program(1, 0xfee05000, 9);
   f.Mask(0, true);
-  CHECK(CounterOf(*f.table, "msix_route_errors") > 1);
+  CHECK(testing::ReportedCounter(*f.table, "msix_route_errors") > 1);
   f.interrupts.FailUpdates(false);
   f.Mask(0, true);
   CHECK(f.interrupts.Msi(0).masked);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "devices/pci/fake_function.h"
+#include "tests/support/counter.h"
 
 #include <doctest/doctest.h>
 
@@ -14,21 +15,6 @@ namespace postern::pci {
 namespace {
 
 constexpr std::uint64_t kDoorbellAddress = 0xfee00000;
-
-struct Sink final : CounterSink {
-  void Add(std::string_view name, std::uint64_t value) override {
-    if (name == wanted) found = value;
-  }
-  std::string_view wanted;
-  std::uint64_t found = ~std::uint64_t{0};
-};
-
-std::uint64_t CounterOf(const RootPort& port, std::string_view name) {
-  Sink sink;
-  sink.wanted = name;
-  port.ReportCounters(sink);
-  return sink.found;
-}
 
 // A bridge with ports, and what a guest's hot-plug driver does with one of them.
 struct Rig {
@@ -226,7 +212,7 @@ TEST_CASE("root port: an I/O window is placed, written by halves, and back after
   }
   CHECK(rig.bridge.Config<std::uint16_t>(port, kIoBase) == 0x1010);
   CHECK(rig.bridge.Config<std::uint16_t>(port, kCommand) == 0);
-  CHECK(CounterOf(rig.port(), "pci_without_ports") == 0);
+  CHECK(testing::ReportedCounter(rig.port(), "pci_without_ports") == 0);
 }
 
 TEST_CASE("root port: no room for an I/O window: it is off, counted, and the others are there") {
@@ -234,8 +220,8 @@ TEST_CASE("root port: no room for an I/O window: it is off, counted, and the oth
   CHECK(rig.bridge.Config<std::uint16_t>(rig.where[0], kIoBase) == 0x1010);
   CHECK(rig.bridge.Config<std::uint16_t>(rig.where[1], kIoBase) == 0x00f0);  // base above limit
   CHECK(rig.bridge.Config<std::uint16_t>(rig.where[1], kMemoryBase) != kWindowAddressBits);
-  CHECK(CounterOf(*rig.ports[0], "pci_without_ports") == 0);
-  CHECK(CounterOf(*rig.ports[1], "pci_without_ports") == 1);
+  CHECK(testing::ReportedCounter(*rig.ports[0], "pci_without_ports") == 0);
+  CHECK(testing::ReportedCounter(*rig.ports[1], "pci_without_ports") == 1);
 }
 
 TEST_CASE("root port: a function behind one has its ports where the guest puts them") {
@@ -349,8 +335,8 @@ TEST_CASE(
   CHECK_FALSE(function.attached.has_value());
   CHECK(rig.bridge.Config<std::uint32_t>({1, 0, 0}, 0) == 0xffffffff);
   CHECK(rig.bridge.Read<std::uint32_t>(0xc800100c) == 0xffffffff);
-  CHECK(CounterOf(rig.port(), "port_plugs") == 1);
-  CHECK(CounterOf(rig.port(), "port_unplugs") == 1);
+  CHECK(testing::ReportedCounter(rig.port(), "port_plugs") == 1);
+  CHECK(testing::ReportedCounter(rig.port(), "port_unplugs") == 1);
 }
 
 TEST_CASE("root port: one interrupt while events wait, the next after all were cleared") {
@@ -410,7 +396,7 @@ TEST_CASE("root port: an unplug is a pressed button, a blinking and then a dark 
   CHECK(rig.Interrupts() == 1);
   rig.Settle();
   CHECK(done == 1);
-  CHECK(CounterOf(rig.port(), "port_button_presses") == 1);
+  CHECK(testing::ReportedCounter(rig.port(), "port_button_presses") == 1);
 }
 
 TEST_CASE("root port: a guest that turns the slot on again before it was taken out keeps it") {
@@ -441,7 +427,7 @@ TEST_CASE("root port: a slot nobody uses releases at once, but not inside the re
   CHECK(done == 0);
   rig.Settle();
   CHECK(done == 1);
-  CHECK(CounterOf(rig.port(), "port_button_presses") == 0);
+  CHECK(testing::ReportedCounter(rig.port(), "port_button_presses") == 0);
 }
 
 TEST_CASE("root port: before a hot-plug driver runs, an occupied slot is shown in use") {
@@ -501,7 +487,7 @@ TEST_CASE("root port: a secondary bus reset resets what is behind, on the rising
   CHECK(rig.port().Pull().has_value());
   rig.bridge.Config<std::uint16_t>(rig.where[0], kBridgeControl, 0);
   rig.bridge.Config<std::uint16_t>(rig.where[0], kBridgeControl, 0x40);
-  CHECK(CounterOf(rig.port(), "port_bus_resets") == 3);
+  CHECK(testing::ReportedCounter(rig.port(), "port_bus_resets") == 3);
 }
 
 TEST_CASE("root port: bus numbers that overlap go to the first port, loops reach nothing") {
@@ -610,7 +596,7 @@ TEST_CASE("root port: plugged and pulled while vCPUs use what is behind it") {
   stop.store(true);
   for (std::thread& guest : guests) guest.join();
   CHECK(done == 100);
-  CHECK(CounterOf(rig.port(), "port_unplugs") == 200);
+  CHECK(testing::ReportedCounter(rig.port(), "port_unplugs") == 200);
 }
 
 }  // namespace

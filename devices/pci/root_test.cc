@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "devices/pci/fake_function.h"
+#include "tests/support/counter.h"
 
 #include <doctest/doctest.h>
 
@@ -232,13 +233,6 @@ TEST_CASE("root: random accesses keep the address map sound") {
   CHECK(bridge.platform.pages.Mappings().empty());
 }
 
-struct WithoutPorts final : CounterSink {
-  void Add(std::string_view name, std::uint64_t value) override {
-    if (name == "pci_without_ports") found = value;
-  }
-  std::uint64_t found = ~std::uint64_t{0};
-};
-
 TEST_CASE(
     "root: I/O BARs that find no room stay at 0, and the memory BARs are placed all the same") {
   FakeBridge bridge;
@@ -253,9 +247,7 @@ TEST_CASE(
   REQUIRE(root->AssignAddresses().has_value());
   CHECK(function.BarAddress(0) == 0);
   CHECK(function.BarAddress(1) != 0);
-  WithoutPorts counter;
-  function.ReportCounters(counter);
-  CHECK(counter.found == 1);
+  CHECK(testing::ReportedCounter(function, "pci_without_ports") == 1);
   const std::array<std::byte, 2> command{std::byte{3}, std::byte{0}};
   mmio.Write(FakeBridge::ConfigAddress(at, kCommand), command);
   CHECK(!function.bars()[0]->mapped());

@@ -38,6 +38,7 @@
 #include "src/bus/bus.h"
 #include "src/bus/fake_platform.h"
 #include "src/memory/guest_memory.h"
+#include "tests/support/counter.h"
 #include "tests/support/driver_queue.h"
 #include "tests/support/memory.h"
 
@@ -102,19 +103,6 @@ class EchoDevice final : public virtio::SingleLoopDevice {
   std::array<std::byte, 24> config_{};
 };
 
-class CounterOf final : public CounterSink {
- public:
-  explicit CounterOf(std::string_view name) : name_(name) {}
-  void Add(std::string_view name, std::uint64_t value) override {
-    if (name == name_) value_ = value;
-  }
-  [[nodiscard]] std::uint64_t value() const { return value_; }
-
- private:
-  std::string_view name_;
-  std::uint64_t value_ = ~std::uint64_t{0};
-};
-
 // What both rigs have: the bridge (whose bus MMIO uses too), memory, a device on a running loop.
 class TransportRig {
  public:
@@ -155,7 +143,7 @@ class TransportRig {
   virtual std::uint32_t ReadGeneration() = 0;
   // Interrupts of any kind that left since the last call.
   virtual std::uint64_t TakeInterrupts() = 0;
-  virtual void ReportCounters(CounterSink& sink) = 0;
+  virtual void ReportCounters(CounterSink& sink) const = 0;
 
   // --- a driver ---
   void EnableQueue() { WriteQueueEnable(1); }
@@ -213,11 +201,7 @@ class TransportRig {
     }
     return seen;
   }
-  std::uint64_t Counter(std::string_view name) {
-    CounterOf sink(name);
-    ReportCounters(sink);
-    return sink.value();
-  }
+  std::uint64_t Counter(std::string_view name) { return ReportedCounter(*this, name); }
   std::uint64_t Refused() { return Counter("virtio_refused"); }
 
   std::unique_ptr<EventLoop> loop;
@@ -357,7 +341,7 @@ class PciRig final : public TransportRig {
   std::uint64_t TakeInterrupts() override {
     return bridge.platform.interrupts.TakeDelivered().size();
   }
-  void ReportCounters(CounterSink& sink) override { function->ReportCounters(sink); }
+  void ReportCounters(CounterSink& sink) const override { function->ReportCounters(sink); }
 
   std::unique_ptr<virtio::PciTransport> function;
   pci::Bdf at;
@@ -435,7 +419,7 @@ class MmioRig final : public TransportRig {
     const std::uint64_t pulses = bridge.platform.interrupts.Line(kGsi).pulses;
     return pulses - std::exchange(pulses_, pulses);
   }
-  void ReportCounters(CounterSink& sink) override { mmio->ReportCounters(sink); }
+  void ReportCounters(CounterSink& sink) const override { mmio->ReportCounters(sink); }
 
   std::unique_ptr<virtio::MmioTransport> mmio;
 

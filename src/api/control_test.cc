@@ -15,6 +15,7 @@
 
 #include "src/api/fake_target.h"
 #include "src/base/unix_socket.h"
+#include "tests/support/counter.h"
 
 #include <doctest/doctest.h>
 
@@ -100,21 +101,6 @@ struct Fixture {
   std::unique_ptr<ControlServer> server;
 };
 
-struct Sink final : CounterSink {
-  void Add(std::string_view name, std::uint64_t value) override {
-    if (name == wanted) found = value;
-  }
-  std::string_view wanted;
-  std::uint64_t found = ~std::uint64_t{0};
-};
-
-std::uint64_t CounterOf(const ControlServer& server, std::string_view name) {
-  Sink sink;
-  sink.wanted = name;
-  server.ReportCounters(sink);
-  return sink.found;
-}
-
 TEST_CASE("control: every command is answered with one object") {
   Fixture f;
   struct stat status {};
@@ -134,8 +120,8 @@ TEST_CASE("control: every command is answered with one object") {
   CHECK(f.Ask(peer, R"({"command":"metrics"})")["metrics"]["a"]["b"] == 2);
   CHECK(f.Ask(peer, R"({"command":"power-button"})") == Json{{"ok", true}});
   CHECK(f.target.presses == 1);
-  CHECK(CounterOf(*f.server, "requests") == 4);
-  CHECK(CounterOf(*f.server, "refused_requests") == 0);
+  CHECK(testing::ReportedCounter(*f.server, "requests") == 4);
+  CHECK(testing::ReportedCounter(*f.server, "refused_requests") == 0);
 }
 
 TEST_CASE("control: what is wrong is answered with cause, next step and whose fault it is") {
@@ -155,7 +141,7 @@ TEST_CASE("control: what is wrong is answered with cause, next step and whose fa
     CHECK_FALSE(answer["error"].get<std::string>().empty());
     CHECK_FALSE(answer["next"].get<std::string>().empty());
   }
-  CHECK(CounterOf(*f.server, "refused_requests") == 15);
+  CHECK(testing::ReportedCounter(*f.server, "refused_requests") == 15);
   CHECK(f.Ask(peer, R"({"command":"list"})")["ok"] == true);
 }
 
@@ -305,7 +291,7 @@ TEST_CASE("control: more clients than are served are told so") {
   REQUIRE(answer.has_value());
   CHECK((*answer)["ok"] == false);
   CHECK(one_more.ended());
-  CHECK(CounterOf(*f.server, "refused_clients") == 1);
+  CHECK(testing::ReportedCounter(*f.server, "refused_clients") == 1);
   silent.pop_back();
   f.Settle();
   Peer next(f.path);

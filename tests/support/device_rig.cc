@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "src/base/check.h"
+#include "tests/support/counter.h"
 #include "tests/support/memory.h"
 
 namespace postern::testing {
@@ -148,17 +149,9 @@ std::optional<DriverQueue::Used> DeviceRig::WaitUsed(std::uint16_t index) {
 }
 
 std::uint64_t DeviceRig::counter(std::string_view name) const {
-  struct Find final : CounterSink {
-    std::string_view wanted;
-    std::optional<std::uint64_t> found;
-    void Add(std::string_view counter, std::uint64_t value) override {
-      if (counter == wanted) found = value;
-    }
-  } find;
-  find.wanted = name;
-  device_.ReportCounters(find);
-  CHECK(find.found.has_value());
-  return *find.found;
+  const std::uint64_t value = ReportedCounter(device_, name);
+  CHECK(value != ~std::uint64_t{0});
+  return value;
 }
 
 std::vector<std::byte> DeviceRig::Config() {

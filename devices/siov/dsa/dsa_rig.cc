@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "src/base/check.h"
+#include "tests/support/counter.h"
 
 namespace postern::dsa {
 
@@ -232,20 +233,7 @@ void DsaRig::Lose() {
 }
 
 std::uint64_t DsaRig::counter(std::string_view name) const {
-  class Sink final : public CounterSink {
-   public:
-    explicit Sink(std::string_view wanted) : wanted_(wanted) {}
-    void Add(std::string_view name, std::uint64_t value) override {
-      if (name == wanted_) found += value;
-    }
-    std::uint64_t found = 0;
-
-   private:
-    std::string_view wanted_;
-  };
-  Sink sink(name);
-  dsa_->ReportCounters(sink);
-  return sink.found;
+  return testing::ReportedCounter(*dsa_, name);
 }
 
 void DsaRig::CheckInvariants() {

@@ -1,12 +1,9 @@
 #include "src/cli/run.h"
 
-#include <sys/epoll.h>
-#include <sys/signalfd.h>
-#include <unistd.h>
-
 #include <charconv>
 #include <csignal>
 #include <cstdio>
+#include <functional>
 #include <optional>
 
 #include <fmt/format.h>
@@ -19,6 +16,7 @@
 #include "src/cli/metrics_file.h"
 #include "src/cli/parse.h"
 #include "src/cli/print.h"
+#include "src/cli/process.h"
 #include "src/machine/machine.h"
 
 namespace postern::cli {
@@ -72,58 +70,32 @@ Outcome<RunSettings> ParseRun(const std::vector<std::string>& arguments) {
   return settings;
 }
 
-// Signals of the process, on the machine's control thread: the first SIGTERM or SIGINT presses the
-// power button, a second one or the timeout ends the machine; SIGHUP ends it; SIGUSR1 writes the
-// metrics.
-class Signals final : private EventHandler {
+// What signals do to a machine, on its control thread: the first SIGTERM or SIGINT presses the
+// power button, a second one or the timeout ends it; SIGHUP ends it; SIGUSR1 writes the metrics.
+class Ending {
  public:
-  Signals(Machine& machine, std::uint64_t timeout_ms, std::function<void()> write_metrics)
+  Ending(Machine& machine, std::uint64_t timeout_ms, std::function<void()> write_metrics)
       : machine_(machine), timeout_ms_(timeout_ms), write_metrics_(std::move(write_metrics)) {}
-  ~Signals() override {
-    if (fd_.valid()) machine_.control().Unwatch(fd_.get());
-  }
 
-  // Before any thread starts, so that every thread has them blocked.
-  static sigset_t Block() {
-    sigset_t set;
-    sigemptyset(&set);
-    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&set, signal);
-    pthread_sigmask(SIG_BLOCK, &set, nullptr);
-    // A peer that goes away is an error of one write, not the end of the process.
-    (void)signal(SIGPIPE, SIG_IGN);
-    // So is a guest's write beyond the file size limit.
-    (void)signal(SIGXFSZ, SIG_IGN);
-    return set;
-  }
-
-  Result<void> Watch(const sigset_t& set) {
-    fd_ = Fd(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-    if (!fd_.valid()) return SysError("signalfd");
-    return machine_.control().Watch(fd_.get(), EPOLLIN, *this);
+  void Hear(int signal) {
+    if (signal == SIGUSR1) {
+      write_metrics_();
+    } else if (signal == SIGHUP || asked_ || timeout_ms_ == 0) {
+      Force(signal);
+    } else {
+      asked_ = true;
+      LOG_INFO("cli", "signal {}: asking the guest to power off", signal);
+      machine_.PowerButton();
+      machine_.control().After(timeout_ms_, [this, signal] {
+        LOG_WARN("cli", "the guest did not power off within {} s", timeout_ms_ / 1000);
+        Force(signal);
+      });
+    }
   }
   // The signal that ended the machine against the guest's will.
   [[nodiscard]] std::optional<int> forced() const { return forced_; }
 
  private:
-  void OnEvent(int, std::uint32_t) override {
-    signalfd_siginfo info{};
-    while (read(fd_.get(), &info, sizeof(info)) == static_cast<ssize_t>(sizeof(info))) {
-      const int signal = static_cast<int>(info.ssi_signo);
-      if (signal == SIGUSR1) {
-        write_metrics_();
-      } else if (signal == SIGHUP || asked_ || timeout_ms_ == 0) {
-        Force(signal);
-      } else {
-        asked_ = true;
-        LOG_INFO("cli", "signal {}: asking the guest to power off", signal);
-        machine_.PowerButton();
-        machine_.control().After(timeout_ms_, [this, signal] {
-          LOG_WARN("cli", "the guest did not power off within {} s", timeout_ms_ / 1000);
-          Force(signal);
-        });
-      }
-    }
-  }
   void Force(int signal) {
     if (!forced_.has_value()) forced_ = signal;
     machine_.Stop();
@@ -132,7 +104,6 @@ class Signals final : private EventHandler {
   Machine& machine_;
   std::uint64_t timeout_ms_;
   std::function<void()> write_metrics_;
-  Fd fd_;
   bool asked_ = false;
   std::optional<int> forced_;
 };
@@ -164,12 +135,13 @@ Outcome<End> RunToEnd(const RunSettings& settings, const Fd& metrics, const sigs
     if (!served) return tl::unexpected(served.error());
     control = std::move(*served);
   }
-  Signals handler(machine, settings.shutdown_timeout_ms, [&] { WriteMetrics(metrics, machine); });
-  if (Result<void> r = handler.Watch(signals); !r) return HostFailure("signals", r.error());
+  Ending ending(machine, settings.shutdown_timeout_ms, [&] { WriteMetrics(metrics, machine); });
+  SignalWatch watch(machine.control(), [&](int signal) { ending.Hear(signal); });
+  if (Result<void> r = watch.Watch(signals); !r) return HostFailure("signals", r.error());
   if (Outcome<void> r = machine.Start(); !r) return tl::unexpected(r.error());
   End end;
   end.report = machine.Wait();
-  end.forced = handler.forced();
+  end.forced = ending.forced();
   WriteMetrics(metrics, machine);
   return end;
 }
@@ -191,16 +163,9 @@ int Run(const std::vector<std::string>& arguments) {
                               FormatOptions(RunOptions())));
     return 0;
   }
-  log::SetLevel(settings->log_level);
-  if (!settings->log_file.empty()) {
-    if (Result<void> r = log::SetFile(settings->log_file.c_str()); !r) {
-      return PrintFailure(
-          {Failure::Kind::kConfig,
-           fmt::format("cannot log to '{}': {}", settings->log_file, Describe(r.error())),
-           "check the path"});
-    }
-  }
-  const sigset_t signals = Signals::Block();
+  if (const Outcome<void> log = OpenLog(settings->log_level, settings->log_file); !log)
+    return PrintFailure(log.error());
+  const sigset_t signals = BlockSignals();
   Fd metrics;
   if (!settings->config.metrics.empty()) {
     Outcome<Fd> opened = OpenMetrics(settings->config.metrics);

@@ -1,11 +1,6 @@
 #include "src/cli/vdev.h"
 
-#include <sys/epoll.h>
-#include <sys/signalfd.h>
-#include <unistd.h>
-
 #include <csignal>
-#include <functional>
 #include <memory>
 #include <utility>
 
@@ -18,6 +13,7 @@
 #include "src/cli/metrics_file.h"
 #include "src/cli/parse.h"
 #include "src/cli/print.h"
+#include "src/cli/process.h"
 #include "src/cli/vdev_list.h"
 #include "src/machine/config.h"
 #include "src/machine/metrics.h"
@@ -70,6 +66,14 @@ struct ServeSettings {
   bool help = false;
 };
 
+// What is wrong with a machine's --vdev is here wrong with --type.
+tl::unexpected<Failure> OfType(Failure failure) {
+  for (const std::string_view name : {"--vdev", "vdevs[0]"}) {
+    if (failure.cause.starts_with(name)) failure.cause.replace(0, name.size(), "--type");
+  }
+  return tl::unexpected(std::move(failure));
+}
+
 Outcome<ServeSettings> ParseServe(const std::vector<std::string>& arguments) {
   Outcome<std::vector<Given>> given = ParseOptions(VdevServeOptions(), "vdev serve", arguments);
   if (!given) return tl::unexpected(given.error());
@@ -91,53 +95,12 @@ Outcome<ServeSettings> ParseServe(const std::vector<std::string>& arguments) {
     return ConfigFailure("vdev serve needs a socket", "give --socket PATH");
   // The same keys and checks as a machine's --vdev.
   Config config;
-  if (Outcome<void> r = api::ApplyFlag("vdev", type, config); !r) return tl::unexpected(r.error());
-  if (Outcome<void> r = Validate(config); !r) return tl::unexpected(r.error());
+  if (Outcome<void> r = api::ApplyFlag("vdev", type, config); !r) return OfType(r.error());
+  if (Outcome<void> r = Validate(config); !r) return OfType(r.error());
   settings.vdev = config.vdevs.front();
   if (settings.vdev.id.empty()) settings.vdev.id = "vdev0";
   return settings;
 }
-
-// On the loop: SIGTERM and SIGINT end it, SIGUSR1 writes the metrics.
-class Signals final : private EventHandler {
- public:
-  Signals(EventLoop& loop, std::function<void()> write_metrics)
-      : loop_(loop), write_metrics_(std::move(write_metrics)) {}
-  ~Signals() override {
-    if (fd_.valid()) loop_.Unwatch(fd_.get());
-  }
-  // Before any thread starts, so that every thread has them blocked.
-  static sigset_t Block() {
-    sigset_t set;
-    sigemptyset(&set);
-    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&set, signal);
-    pthread_sigmask(SIG_BLOCK, &set, nullptr);
-    // A client that goes away is an error of one write, not the end of the process.
-    (void)signal(SIGPIPE, SIG_IGN);
-    return set;
-  }
-  Result<void> Watch(const sigset_t& set) {
-    fd_ = Fd(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-    if (!fd_.valid()) return SysError("signalfd");
-    return loop_.Watch(fd_.get(), EPOLLIN, *this);
-  }
-
- private:
-  void OnEvent(int /*fd*/, std::uint32_t /*events*/) override {
-    signalfd_siginfo info{};
-    while (read(fd_.get(), &info, sizeof(info)) == static_cast<ssize_t>(sizeof(info))) {
-      if (static_cast<int>(info.ssi_signo) == SIGUSR1) {
-        write_metrics_();
-      } else {
-        loop_.Stop();
-      }
-    }
-  }
-
-  EventLoop& loop_;
-  std::function<void()> write_metrics_;
-  Fd fd_;
-};
 
 Outcome<void> ServeToEnd(const ServeSettings& settings, const Fd& metrics,
                          const sigset_t& signals) {
@@ -158,8 +121,9 @@ Outcome<void> ServeToEnd(const ServeSettings& settings, const Fd& metrics,
     });
     AppendMetrics(metrics, writer.Finish());
   };
-  Signals handler(**loop, write_metrics);
-  if (Result<void> r = handler.Watch(signals); !r) return HostFailure("signals", r.error());
+  SignalWatch watch(**loop,
+                    [&](int signal) { signal == SIGUSR1 ? write_metrics() : (*loop)->Stop(); });
+  if (Result<void> r = watch.Watch(signals); !r) return HostFailure("signals", r.error());
   Print(stdout, fmt::format("serving {} on {}\n", detail, settings.socket));
   (*loop)->Run();
   write_metrics();
@@ -173,16 +137,9 @@ int Serve(const std::vector<std::string>& arguments) {
     Print(stdout, fmt::format("{}{}{}", kHelp, FormatOptions(VdevServeOptions()), kMore));
     return 0;
   }
-  log::SetLevel(settings->log_level);
-  if (!settings->log_file.empty()) {
-    if (Result<void> r = log::SetFile(settings->log_file.c_str()); !r) {
-      return PrintFailure(
-          {Failure::Kind::kConfig,
-           fmt::format("cannot log to '{}': {}", settings->log_file, Describe(r.error())),
-           "check the path"});
-    }
-  }
-  const sigset_t signals = Signals::Block();
+  if (const Outcome<void> log = OpenLog(settings->log_level, settings->log_file); !log)
+    return PrintFailure(log.error());
+  const sigset_t signals = BlockSignals();
   Fd metrics;
   if (!settings->metrics.empty()) {
     Outcome<Fd> opened = OpenMetrics(settings->metrics);

@@ -84,17 +84,13 @@ const Rule* FindRule(std::uint8_t opcode) {
   return &kRules[kIndex[opcode]];
 }
 
-bool IsIn(const siov::OperationSet& set, std::uint8_t opcode) {
-  return (set[opcode / 64] >> (opcode % 64) & 1) != 0;
-}
-
 bool IsCrc(Opcode opcode) {
   return opcode == Opcode::kCrc || opcode == Opcode::kCopyCrc;
 }
 
 const Rule* AllowedRule(const CheckContext& context, Opcode opcode, bool in_batch) {
   const auto code = static_cast<std::uint8_t>(opcode);
-  if (!IsIn(context.caps.operations, code) || !IsIn(context.limits.operations, code)) {
+  if (!siov::IsIn(context.caps.operations, code) || !siov::IsIn(context.limits.operations, code)) {
     return nullptr;
   }
   // DSA 8.3.2, 8.3.3: neither may be in a batch.

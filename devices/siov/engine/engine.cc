@@ -20,13 +20,6 @@ constexpr std::chrono::microseconds kMaxSleep{1'000'000};
 constexpr std::uint32_t kFirstName = kMaxVectors;
 constexpr std::uint32_t kNames = 0x10000 - kFirstName;
 
-bool IsSubset(const siov::OperationSet& of, const siov::OperationSet& all) {
-  for (std::size_t i = 0; i < of.size(); ++i) {
-    if ((of[i] & ~all[i]) != 0) return false;
-  }
-  return true;
-}
-
 bool Good(const EngineOptions& options) {
   const PollPolicy& poll = options.poll;
   return options.workers >= 1 && options.workers <= kMaxWorkers && options.queues >= 1 &&
@@ -151,7 +144,7 @@ Result<void> Engine::CheckQueue(const siov::DeviceConfig& device, std::uint32_t 
   if (config.size == 0 || config.size > caps_.entries)
     return Err(Errc::kInvalidArgument, "queue size");
   if (config.max_transfer == 0 || config.max_transfer > caps_.max_transfer ||
-      config.max_batch > caps_.max_batch || !IsSubset(config.operations, caps_.operations)) {
+      config.max_batch > caps_.max_batch || !siov::IsSubset(config.operations, caps_.operations)) {
     return Err(Errc::kInvalidArgument, "queue limits");
   }
   if (config.size >= kPageSlots && queues_[queue]->fed_by_pages())

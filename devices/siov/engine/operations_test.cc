@@ -1,5 +1,6 @@
 // What the operations do to memory and what they answer.
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,60 @@ std::vector<std::byte> Bytes(std::initializer_list<int> values) {
   std::vector<std::byte> bytes;
   for (const int value : values) bytes.push_back(static_cast<std::byte>(value));
   return bytes;
+}
+
+// Moves with a record and nothing strange go a short way of their own. Whether they do or not, the
+// plain executor comes to the same: here on both sides of each condition.
+TEST_CASE("move: both sides of each edge of a plain one") {
+  constexpr std::uint32_t kMax = 0x4000;
+  constexpr std::uint64_t kMiddle = ExecutorRig::kSeam - 0x800;  // half before a seam of regions
+  for (const bool all : {true, false}) {
+    CAPTURE(all);
+    ExecutorRig rig({.operations = kAllOperations,  //
+                     .overlapping_copy = all,
+                     .cache_control = all});
+    rig.limits.max_transfer = kMax;
+    rig.Store(0x1000, Pattern(0x4000));
+    rig.Store(ExecutorRig::kAfterHole, Pattern(0x8000, 1));
+    std::uint64_t moved = 0;
+    const auto run = [&](const Describe& move) {
+      moved += rig.Run(move).executed.status == 1 ? 1 : 0;
+    };
+    for (const std::uint32_t size : {0U, 1U, 63U, 0x1000U, kMax - 1, kMax, kMax + 1}) {
+      const auto move = [size](std::uint32_t flags = 0) {
+        return Describe(Opcode::kMove, flags).Size(size);
+      };
+      for (const std::uint64_t from :
+           {std::uint64_t{0x1000}, ExecutorRig::kHole - size, ExecutorRig::kHole - size + 1,
+            kMiddle, ExecutorRig::kEnd - size, ExecutorRig::kEnd - size + 1, ~std::uint64_t{0}}) {
+        for (const std::uint64_t to :
+             {from, from + size, from - size, from + size - 1, from - size + 1,
+              std::uint64_t{0x8000}, kMiddle, ExecutorRig::kHole, ~std::uint64_t{0} - size + 1}) {
+          run(move().From(from).To(to));
+        }
+      }
+      for (const std::uint32_t flags : {Flag::kCacheControl1, Flag::kStrictOrder, 1U << 6})
+        run(move(flags).From(0x1000).To(0x8000));
+      for (const std::uint16_t handle : std::to_array<std::uint16_t>({0, 1, 5, 6, 0xffff})) {
+        run(move(Flag::kRequestInterrupt).From(0x1000).To(0x8000).Handle(handle));
+        run(move().From(0x1000).To(0x8000).Handle(handle));
+      }
+      // The record on top of what is moved, at the end of memory, where there is none, misaligned.
+      for (const std::uint64_t record :
+           {std::uint64_t{0x1000}, std::uint64_t{0x8000}, ExecutorRig::kEnd - 32, ExecutorRig::kEnd,
+            ExecutorRig::kEnd - 16, std::uint64_t{0x110}}) {
+        run(move().From(0x1000).To(0x8000).Record(record));
+      }
+    }
+    for (unsigned byte = 38; byte < 64; ++byte) {
+      siov::Descriptor reserved = Describe(Opcode::kMove).From(0x1000).To(0x8000).Size(64).bytes();
+      reserved[byte] = std::byte{0x80};
+      CHECK(rig.Status(reserved) == 0x12);
+    }
+    rig.limits.operations[0] &= ~(std::uint64_t{1} << 3);
+    CHECK(rig.Status(Describe(Opcode::kMove).From(0x1000).To(0x8000).Size(64)) == 0x10);
+    CHECK(moved > 90);
+  }
 }
 
 TEST_CASE("move: any overlap comes out as if there had been a copy between") {

@@ -51,6 +51,15 @@ constexpr std::uint32_t kMaxQueues = 64;
 
 // Bit n: operation code n.
 using OperationSet = std::array<std::uint64_t, 4>;
+[[nodiscard]] inline bool IsIn(const OperationSet& set, std::uint8_t operation) {
+  return (set[operation / 64] >> (operation % 64) & 1) != 0;
+}
+[[nodiscard]] inline bool IsSubset(const OperationSet& of, const OperationSet& all) {
+  for (std::size_t i = 0; i < of.size(); ++i) {
+    if ((of[i] & ~all[i]) != 0) return false;
+  }
+  return true;
+}
 
 struct BackendCaps {
   std::uint32_t queues = 0;   // at most kMaxQueues
@@ -109,6 +118,8 @@ class BackendEvents {
   // A polled portal met a driver that breaks the rule of polled_page.h: what it reads from now on
   // may have gaps. The Vdev makes the portal a trapped one.
   virtual void OnRuleBroken(std::uint32_t queue) = 0;
+  // What OpenHandle gave is void, all of it; it can be asked for again.
+  virtual void OnHandlesRevoked() = 0;
   // The host's side has gone (its device vanished, its descriptor was closed): nothing will
   // complete any more.
   virtual void OnLost() = 0;

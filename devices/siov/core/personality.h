@@ -96,7 +96,8 @@ class Personality {
   virtual void OnReset() = 0;
   virtual void OnError(const ErrorRecord& record) = 0;
   virtual void OnRefused(std::uint32_t queue, SubmitResult why) = 0;
-  // All interrupt handles are void (the Vdev runs elsewhere now): the guest is told to ask again.
+  // All interrupt handles are void (the Vdev runs elsewhere now, or the backend's device took them
+  // back): the guest is told to ask again.
   virtual void OnHandlesRevoked() = 0;
   // The backend is gone; again after each reset.
   virtual void OnLost() = 0;

@@ -185,6 +185,7 @@ void Vdev::OnReset() {
   // After the backend: what it said while it was being stopped is of before the reset, too.
   events_.Forget();
   broken_posted_.store(0, std::memory_order_relaxed);
+  revoked_posted_.store(false, std::memory_order_relaxed);
   if (backend_->caps().named_handles) handles_.RevokeAll();
   portals_->Clear();
   registers_->Reset();
@@ -267,6 +268,7 @@ void Vdev::ReportCounters(CounterSink& sink) const {
   sink.Add("registers_empty", empty_handler_.accesses.Get());
   sink.Add("resets", resets_.Get());
   sink.Add("portal_rules_broken", rules_broken_.Get());
+  sink.Add("handles_revoked", handles_revoked_.Get());
   sink.Add("portal_trap_failures", trap_failures_.Get());
   sink.Add("losses", losses_.Get());
   sink.Add("unknown_handles", unknown_handles_.Get());

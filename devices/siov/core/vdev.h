@@ -169,6 +169,7 @@ class Vdev final : public pci::PciFunction,
   void OnError(const ErrorRecord& record) override;
   void OnRefused(std::uint32_t queue, SubmitResult why) override;
   void OnRuleBroken(std::uint32_t queue) override;
+  void OnHandlesRevoked() override;
   void OnLost() override;
 
   // --- with the lock held ---
@@ -197,8 +198,9 @@ class Vdev final : public pci::PciFunction,
   bool pages_leave_ = false;
   QueueSet rule_broken_ = 0;
   std::atomic<QueueSet> broken_posted_{0};  // queues of which OnRuleBroken waits to be handled
+  std::atomic<bool> revoked_posted_{false};
   std::atomic<bool> lost_posted_{false};
-  Counter resets_, rules_broken_, trap_failures_, unknown_handles_, losses_;
+  Counter resets_, rules_broken_, trap_failures_, unknown_handles_, handles_revoked_, losses_;
 };
 
 }  // namespace postern::siov

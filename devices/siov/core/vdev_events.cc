@@ -42,6 +42,17 @@ void Vdev::OnRuleBroken(std::uint32_t queue) {
   });
 }
 
+// One of them waits at a time, however often the host's device says so. What a guest was given
+// between then and now is void for it too; it asks again.
+void Vdev::OnHandlesRevoked() {
+  if (revoked_posted_.exchange(true, std::memory_order_relaxed)) return;
+  events_.Post(PostedEvents::kAnswer, events_.generation(), [this] {
+    revoked_posted_.store(false, std::memory_order_relaxed);
+    handles_revoked_.Add();
+    personality_->OnHandlesRevoked();
+  });
+}
+
 void Vdev::OnLost() {
   if (lost_posted_.exchange(true, std::memory_order_relaxed)) return;
   events_.Post(PostedEvents::kFact, 0, [this] { Lose(); });

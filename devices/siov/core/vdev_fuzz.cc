@@ -140,7 +140,7 @@ class Run {
     const auto what = input_.Take(1);
     const auto value = static_cast<std::uint32_t>(input_.Take(what % 2 == 0 ? 1 : 4));
     postern::siov::BackendEvents& events = f_.backend->events();
-    switch (what % 6) {
+    switch (what % 7) {
       case 0:
         return events.SignalHandle(value);
       case 1:
@@ -152,6 +152,8 @@ class Run {
       case 4:
         CHECK(f_.vdev != nullptr && events.IsHandle(value) == events.IsHandle(value));
         return;
+      case 5:
+        return events.OnHandlesRevoked();
       default:
         if (value % 16 == 0) events.OnLost();
     }

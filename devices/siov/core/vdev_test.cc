@@ -254,6 +254,25 @@ TEST_CASE("vdev: pages of one queue next to the next queue's are mapped apart wh
   CHECK(MappedAt(f) == std::vector<std::uint64_t>{0, 0x2000, 0x4000});
 }
 
+TEST_CASE("vdev: handles the backend took back are told once, and not after a reset") {
+  FakeVdev f({.portal = PortalMode::kTrapped});
+  f.backend->events().OnHandlesRevoked();
+  f.backend->events().OnHandlesRevoked();
+  f.Turn();
+  CHECK((f.Register<std::uint32_t>(F::kEvents) & F::kRevokedEvent) != 0);
+  CHECK(f.Counter("handles_revoked") == 1);
+  f.backend->events().OnHandlesRevoked();
+  f.FunctionLevelReset();
+  f.Place();
+  f.Command(FakeVdev::kMemory | FakeVdev::kBusMaster);
+  f.Turn();
+  CHECK((f.Register<std::uint32_t>(F::kEvents) & F::kRevokedEvent) == 0);
+  CHECK(f.Counter("handles_revoked") == 1);
+  f.backend->events().OnHandlesRevoked();
+  f.Turn();
+  CHECK(f.Counter("handles_revoked") == 2);
+}
+
 TEST_CASE("vdev: direct portals are the backend's pages, adjacent ones in one mapping") {
   FakeVdev f({.portal = PortalMode::kDirect});
   CHECK(MappedAt(f) == std::vector<std::uint64_t>{0, 0x4000, 0x8000});

@@ -59,6 +59,7 @@ std::uint32_t DsaPersonality::StoreError(const std::array<std::uint64_t, 4>& wor
     error_overflows_.Add();
     return 0;
   }
+  if (record.Get<SWERROR0::Overflow>()) error_overflows_.Add();
   // An overflow the guest has not cleared yet stays.
   device.file().Set(regs::kSwerror, words[0] | (stored.raw & SWERROR0::Overflow::kMask));
   for (std::uint32_t i = 1; i < words.size(); ++i)
@@ -81,13 +82,12 @@ void DsaPersonality::RecordError(regs::SoftwareError code, std::optional<std::ui
   RecordError({record.raw, 0, 0, 0});
 }
 
-// The words are SWERROR's, from whoever ran the descriptor. The queue is ours: Linux looks it up in
-// a table without a check.
+// The words are SWERROR's, from whoever ran the descriptor, with Overflow where a host's device had
+// no room for more. The queue is ours: Linux looks it up in a table without a check.
 void DsaPersonality::OnError(const siov::ErrorRecord& error) {
   SWERROR0 record{{error.words[0] & ~(SWERROR0::Unused::kMask | SWERROR0::Unused2::kMask)}};
   const bool known = error.queue < shape_.wqs;
   record.Set<SWERROR0::Valid>(true);
-  record.Set<SWERROR0::Overflow>(false);
   record.Set<SWERROR0::QueueValid>(known);
   record.Set<SWERROR0::Queue>(known ? error.queue : 0);
   RecordError({record.raw, error.words[1], error.words[2], error.words[3]});

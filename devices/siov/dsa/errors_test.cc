@@ -70,7 +70,9 @@ TEST_CASE("dsa: a descriptor's error has the words of the back end and a queue t
   DsaRig rig(kRo);
   rig.dsa().OnError(
       {.queue = 1, .words = {0xffff'ffff'ff05'1a76, 0x1111, 0x2222'2222'2222'2222, 0x3333}});
-  CHECK(rig.Read64(dsa_regs::kSwerror) == 0x0fff'ffff'0001'1a7d);
+  // Overflow, too: the back end's device had no room for another.
+  CHECK(rig.Read64(dsa_regs::kSwerror) == 0x0fff'ffff'0001'1a7f);
+  CHECK(rig.counter("software_error_overflows") == 1);
   CHECK(rig.Read64(dsa_regs::kSwerror + 8) == 0x1111);
   CHECK(rig.Read64(dsa_regs::kSwerror + 16) == 0x2222'2222'2222'2222);
   CHECK(rig.Read64(dsa_regs::kSwerror + 24) == 0x3333);

@@ -179,6 +179,7 @@ class FakeBackendEvents final : public siov::BackendEvents {
     broken_queue.store(queue);
     rules_broken.fetch_add(1);
   }
+  void OnHandlesRevoked() override {}
   void OnLost() override { lost.fetch_add(1); }
 
   std::atomic<std::uint64_t> signals{0}, errors{0}, refused_full{0}, rules_broken{0}, lost{0};

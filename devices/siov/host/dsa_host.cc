@@ -24,6 +24,8 @@ constexpr const char* kLog = "siov";
 constexpr std::uint16_t kBusMaster = 0x4;
 constexpr std::uint32_t kDefaultSize = 32;
 constexpr std::uint32_t kMaxPasid = 0xfffff;
+// A device that takes handles back as fast as it gives them holds nobody up.
+constexpr int kHandleTries = 3;
 // A command names queues of one group of 16.
 constexpr std::uint32_t kQueuesPerCommand = 16;
 constexpr siov::QueueSet kOneGroup = 0xffff;
@@ -285,12 +287,13 @@ Result<std::uint32_t> DsaHost::Handle(std::uint16_t vector) {
   if (!caps_.handles) return vector;
   Rendezvous<Result<std::uint32_t>> answer;
   loop_->Post([&] {
-    DoHandle(vector, [&answer](const Result<std::uint32_t>& handle) { answer.Give(handle); });
+    DoHandle(vector, kHandleTries,
+             [&answer](const Result<std::uint32_t>& handle) { answer.Give(handle); });
   });
   return answer.Wait();
 }
 
-void DsaHost::DoHandle(std::uint16_t vector,
+void DsaHost::DoHandle(std::uint16_t vector, int tries,
                        std::function<void(const Result<std::uint32_t>&)> done) {
   if (lost()) return done(Gone());
   if (handles_[vector]) return done(*handles_[vector]);
@@ -298,9 +301,14 @@ void DsaHost::DoHandle(std::uint16_t vector,
                    .queues = 0,
                    .operand = [vector] { return std::optional<std::uint32_t>(vector); },
                    .done =
-                       [this, vector, done = std::move(done)](const CommandAnswer& answer) {
+                       [this, vector, tries, age = handles_age_,
+                        done = std::move(done)](const CommandAnswer& answer) {
                          if (answer.lost) return done(Gone());
-                         if (!answer.good())
+                         // Taken back while it was asked for: nobody knows which came first.
+                         const bool stale = age != handles_age_;
+                         if (answer.good() && stale && tries > 1)
+                           return DoHandle(vector, tries - 1, done);
+                         if (!answer.good() || stale)
                            return done(Err(Errc::kExhausted, "interrupt handle of the host's DSA"));
                          handles_[vector] = answer.result;
                          done(answer.result);
@@ -336,7 +344,10 @@ void DsaHost::OnInterrupt() {
   if (cause.Get<regs::INTCAUSE::SwError>()) OnError();
   if (cause.Get<regs::INTCAUSE::HandlesRevoked>()) {
     handles_revoked_.Add();
-    LOG_WARN(kLog, "{}: it took its interrupt handles back", device_->info().name);
+    GUEST_LOG(kLog, "{}: it took its interrupt handles back", device_->info().name);
+    ++handles_age_;
+    std::ranges::fill(handles_, std::nullopt);
+    ForEachOwner(&QueueOwner::OnHandlesRevoked);
   }
   if (cause.Get<regs::INTCAUSE::Halt>()) return Lose("it halted");
   commands_->Check();
@@ -352,10 +363,18 @@ void DsaHost::OnError() {
   }
   regs::SWERROR0 record{{words[0]}};
   if (!record.Get<regs::SWERROR0::Valid>()) return;
-  if (record.Get<regs::SWERROR0::Overflow>()) error_overflows_.Add();
-  constexpr std::uint64_t kClear = regs::SWERROR0::Valid::kMask | regs::SWERROR0::Overflow::kMask;
-  if (!registers_.Write64(regs::kSwerror, kClear))
+  constexpr std::uint64_t kOverflow = regs::SWERROR0::Overflow::kMask;
+  constexpr std::uint64_t kClear = regs::SWERROR0::Valid::kMask | kOverflow;
+  if (!registers_.Write64(regs::kSwerror, words[0] & kClear))
     return Lose("its error register cannot be written");
+  // One that came between the reading and the clearing has left this bit, and no interrupt.
+  const Result<std::uint64_t> after = registers_.ReadRaw64(regs::kSwerror);
+  if (!after) return Lose("its error register cannot be read");
+  if ((*after & kClear) == kOverflow) {
+    (void)registers_.Write64(regs::kSwerror, kOverflow);
+    record.Set<regs::SWERROR0::Overflow>(true);
+  }
+  if (record.Get<regs::SWERROR0::Overflow>()) error_overflows_.Add();
   const auto queue = static_cast<std::uint32_t>(record.Get<regs::SWERROR0::Queue>());
   QueueOwner* const owner = record.Get<regs::SWERROR0::QueueValid>() && queue < queues_.size()
                                 ? queues_[queue].owner
@@ -372,6 +391,16 @@ void DsaHost::OnError() {
   owner->OnQueueError(queues_[queue].owners_number, words);
 }
 
+// Each once, however many queues it has.
+void DsaHost::ForEachOwner(void (QueueOwner::*tell)()) {
+  std::vector<QueueOwner*> told;
+  for (const Queue& queue : queues_) {
+    if (queue.owner == nullptr || std::ranges::find(told, queue.owner) != told.end()) continue;
+    told.push_back(queue.owner);
+    (queue.owner->*tell)();
+  }
+}
+
 void DsaHost::Lose(const char* why) {
   if (lost_.exchange(true, std::memory_order_acq_rel)) return;
   losses_.Add();
@@ -381,12 +410,7 @@ void DsaHost::Lose(const char* why) {
       command && *command != 0xffff) {
     (void)registers_.SetConfig16(pci::kCommand, static_cast<std::uint16_t>(*command & ~kBusMaster));
   }
-  std::vector<QueueOwner*> told;
-  for (const Queue& queue : queues_) {
-    if (queue.owner == nullptr || std::ranges::find(told, queue.owner) != told.end()) continue;
-    told.push_back(queue.owner);
-    queue.owner->OnHostLost();
-  }
+  ForEachOwner(&QueueOwner::OnHostLost);
   commands_->Fail();
 }
 

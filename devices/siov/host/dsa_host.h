@@ -94,8 +94,11 @@ class GuestSpace {
 class QueueOwner {
  public:
   virtual ~QueueOwner() = default;
-  // SWERROR as it was, but for the PASID. `queue`: by its place in the lease.
+  // SWERROR as it was, but for the PASID. `queue`: by its place in the lease. Overflow says that
+  // there were more, of whichever queue.
   virtual void OnQueueError(std::uint32_t queue, const std::array<std::uint64_t, 4>& words) = 0;
+  // All of Handle's answers are void.
+  virtual void OnHandlesRevoked() = 0;
   virtual void OnHostLost() = 0;
 };
 
@@ -133,7 +136,8 @@ class DsaHost {
   // As Halt with kDrain, waiting.
   [[nodiscard]] siov::HaltResult DrainNow(siov::QueueSet queues);
 
-  // The handle of MSI-X vector `vector` of the device; it stays until Release.
+  // The handle of MSI-X vector `vector` of the device; it stays until Release, or until the device
+  // takes it back, of which all owners are told.
   [[nodiscard]] Result<std::uint32_t> Handle(std::uint16_t vector);
   // Vector `vector` signals this eventfd; -1: nobody.
   [[nodiscard]] Result<void> SetVector(std::uint16_t vector, int event);
@@ -175,11 +179,13 @@ class DsaHost {
   void DoEnable(std::uint32_t queue, const siov::QueueConfig& config, Started enabled);
   void DoHalt(QueueHalt kind, siov::QueueSet queues, siov::Done done);
   void DoReset(siov::QueueSet queues, std::function<void()> done);
-  void DoHandle(std::uint16_t vector, std::function<void(const Result<std::uint32_t>&)> done);
+  void DoHandle(std::uint16_t vector, int tries,
+                std::function<void(const Result<std::uint32_t>&)> done);
   [[nodiscard]] siov::QueueSet enabled_queues() const;
   [[nodiscard]] HostCommand QueueCommand(dsa_regs::Command code, siov::QueueSet queues) const;
   void OnInterrupt();
   void OnError();
+  void ForEachOwner(void (QueueOwner::*tell)());
   void Lose(const char* why);
 
   const std::unique_ptr<vfio::HostDevice> device_;
@@ -194,6 +200,7 @@ class DsaHost {
   Phase phase_ = Phase::kPlanning;
   std::vector<Queue> queues_;
   std::vector<std::optional<std::uint16_t>> handles_;  // by vector
+  std::uint32_t handles_age_ = 0;                      // another one after each revocation
   std::vector<Started> waiting_for_start_;
   std::atomic<bool> lost_{false};
 

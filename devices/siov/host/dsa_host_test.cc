@@ -32,11 +32,13 @@ struct Owner final : QueueOwner {
     last = words[0];
     ++errors;
   }
+  void OnHandlesRevoked() override { ++revocations; }
   void OnHostLost() override { ++losses; }
   std::atomic<std::uint32_t> queues{0};
   std::atomic<std::uint64_t> last{0};
   std::atomic<int> errors{0};
   std::atomic<int> losses{0};
+  std::atomic<int> revocations{0};
 };
 
 siov::QueueConfig ConfigOf(const DsaHost& host, std::uint32_t size) {
@@ -316,6 +318,34 @@ TEST_CASE("dsa host: an error goes to the owner of its queue, without the PASID"
   CHECK(testing::ReportedCounter(*rig.host, "host_errors_routed") == 1);
   rig.host->Release(first);
   rig.host->Release(second);
+}
+
+TEST_CASE("dsa host: an error that came while another was cleared is told as an overflow") {
+  std::atomic<bool> error{false};
+  std::atomic<bool> cleared{false};
+  HostRig rig;
+  rig.device->fail = [&](const Access& access) {
+    if (access.write && access.region == 0 && access.offset == regs::kSwerror) cleared = true;
+    return 0;
+  };
+  rig.device->read = [&](const Access& access, std::span<std::byte> data) {
+    if (!error || access.region != 0) return;
+    if (access.offset == regs::kIntcause) Answer(data, std::uint32_t{1});
+    // Valid; and then Overflow alone, which has no interrupt.
+    if (access.offset == regs::kSwerror)
+      Answer(data, cleared ? std::uint64_t{2} : std::uint64_t{0x0002'130d});
+  };
+  REQUIRE(rig.Open() == "");
+  Owner owner;
+  const HostLease lease = rig.host->Reserve({.queues = 3, .size = 8}, owner).value();
+  cleared = false;
+  error = true;
+  CHECK(rig.device->Signal(vfio::kMsixIrq, 0));
+  CHECK(WaitFor([&] { return owner.errors == 1; }));
+  CHECK(owner.last == 0x0002'130f);
+  CHECK(testing::ReportedCounter(*rig.host, "host_error_overflows") == 1);
+  CHECK(Written(*rig.device, regs::kSwerror) == 2);
+  rig.host->Release(lease);
 }
 
 TEST_CASE("dsa host: what the device refuses is an error, and not its end, where it can be") {

@@ -181,7 +181,7 @@ struct SharedRig {
 
 // A guest's Vdev on one queue, with the memory of `map`.
 struct SharingGuest {
-  static GuestDsa::Queues NewQueues(SharedRig& rig, memory::MemoryMap& map) {
+  static std::unique_ptr<VfioBackend> NewQueues(SharedRig& rig, memory::MemoryMap& map) {
     return VfioBackend::Create(*rig.host, {.queues = 1, .size = 16}, rig.spaces.Admit(map).value())
         .value();
   }

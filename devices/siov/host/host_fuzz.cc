@@ -135,6 +135,7 @@ struct Events final : siov::BackendEvents {
   }
   void OnRefused(std::uint32_t /*queue*/, siov::SubmitResult /*why*/) override {}
   void OnRuleBroken(std::uint32_t /*queue*/) override {}
+  void OnHandlesRevoked() override {}
   void OnLost() override {}
 };
 

@@ -82,6 +82,7 @@ class LoopbackDevice::Page final : public vfio::RegionMapping {
 
 LoopbackDevice::LoopbackDevice(std::unique_ptr<siov::Personality> personality,
                                std::unique_ptr<siov::Backend> backend, siov::PortalMode portal) {
+  personality_ = personality.get();
   vdev_ = siov::Vdev::Create({.name = "loopback", .portal = portal}, std::move(personality),
                              std::move(backend), {routes_, *loop_})
               .value();
@@ -109,6 +110,11 @@ LoopbackDevice::~LoopbackDevice() {
   thread_.Join();
   CHECK(bridge_.root->Remove(*vdev_).has_value());
   vdev_.reset();
+}
+
+void LoopbackDevice::RevokeHandles() {
+  const MutexLock lock(vdev_->lock());
+  personality_->OnHandlesRevoked();
 }
 
 Result<void> LoopbackDevice::Enter(const Access& access) {

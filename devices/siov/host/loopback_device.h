@@ -49,6 +49,8 @@ class LoopbackDevice final : public vfio::HostDevice {
   ~LoopbackDevice() override;
 
   [[nodiscard]] siov::Vdev& vdev() { return *vdev_; }
+  // As a device that is about to work elsewhere would.
+  void RevokeHandles();
   // False: nobody listens.
   bool Signal(std::uint32_t irq, std::uint32_t vector) EXCLUDES(mutex_);
   // Writes so far to a region, by their offset.
@@ -100,6 +102,7 @@ class LoopbackDevice final : public vfio::HostDevice {
   pci::FakeBridge bridge_;
   std::unique_ptr<EventLoop> loop_ = EventLoop::Create().value();
   Routes routes_{*this};
+  siov::Personality* personality_ = nullptr;
   std::unique_ptr<siov::Vdev> vdev_;
   vfio::DeviceInfo info_;
   vfio::FakeAddressSpace space_;

@@ -14,13 +14,6 @@ namespace {
 constexpr const char* kLog = "siov";
 constexpr std::uint32_t kPortalsOfQueue = 2;
 
-bool IsSubset(const siov::OperationSet& of, const siov::OperationSet& all) {
-  for (std::size_t i = 0; i < of.size(); ++i) {
-    if ((of[i] & ~all[i]) != 0) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 Result<std::unique_ptr<VfioBackend>> VfioBackend::Create(DsaHost& host, const HostRequest& request,
@@ -153,7 +146,7 @@ Result<void> VfioBackend::CheckQueue(std::uint32_t queue, const siov::QueueConfi
   if (config.size == 0 || config.size > lease_.size)
     return Err(Errc::kInvalidArgument, "queue size");
   if (config.max_transfer == 0 || config.max_transfer > caps_.max_transfer ||
-      config.max_batch > caps_.max_batch || !IsSubset(config.operations, caps_.operations)) {
+      config.max_batch > caps_.max_batch || !siov::IsSubset(config.operations, caps_.operations)) {
     return Err(Errc::kInvalidArgument, "queue limits");
   }
   if (!host_.caps().operations_config && config.operations != caps_.operations)
@@ -295,6 +288,11 @@ void VfioBackend::OnQueueError(std::uint32_t queue, const std::array<std::uint64
   queues_[queue]->errors.Add();
   siov::BackendEvents* const events = events_.load(std::memory_order_acquire);
   if (events != nullptr) events->OnError({.queue = queue, .words = words});
+}
+
+void VfioBackend::OnHandlesRevoked() {
+  siov::BackendEvents* const events = events_.load(std::memory_order_acquire);
+  if (events != nullptr) events->OnHandlesRevoked();
 }
 
 void VfioBackend::OnHostLost() {

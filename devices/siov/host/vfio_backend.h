@@ -98,6 +98,7 @@ class VfioBackend final : public siov::Backend, private QueueOwner {
   VfioBackend(DsaHost& host, std::unique_ptr<GuestSpace> space);
   [[nodiscard]] Result<void> Init(const HostRequest& request);
   void OnQueueError(std::uint32_t queue, const std::array<std::uint64_t, 4>& words) override;
+  void OnHandlesRevoked() override;
   void OnHostLost() override;
   // By the device's numbers.
   [[nodiscard]] siov::QueueSet OfHost(siov::QueueSet queues) const;

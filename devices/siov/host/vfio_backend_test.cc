@@ -89,6 +89,35 @@ TEST_CASE("vfio back end: a guest's descriptors go through, complete and interru
   }
 }
 
+TEST_CASE("vfio back end: handles the device takes back are the guest's to ask for again") {
+  HostRig rig({.named_handles = true});
+  REQUIRE(rig.Open() == "");
+  GuestDsa guest(rig, {.queues = 1, .size = 16}, kOneQueue, PortalMode::kTrapped);
+  REQUIRE(guest.Enable(0) == 0);
+  testing::Store(rig.memory.Snapshot(), kFrom, testing::Pattern(kSize));
+  const std::uint32_t handle = guest.Handle(1);
+  guest.SubmitTrapped(0, Move(0, handle));
+  CHECK(WaitFor([&] { return Status(rig, 0) == 1; }));
+  rig.device->RevokeHandles();
+  // By its interrupt cause, as Linux would hear of it.
+  CHECK(WaitFor([&] {
+    guest.loop->RunOnce(0);
+    return (guest.Read<std::uint32_t>(dsa_regs::kIntcause) >> 31) == 1;
+  }));
+  guest.Write<std::uint32_t>(dsa_regs::kIntcause, 1U << 31);
+  CHECK(guest.Counter("handles_revoked") == 1);
+  CHECK(guest.Counter("host_handles_revoked") == 1);
+  // Bad handle: the device does not know it any more, nor does anything in between.
+  guest.SubmitTrapped(0, Move(1, handle));
+  CHECK(WaitFor([&] { return Status(rig, 1) == 0x19; }));
+  const std::uint32_t another = guest.Handle(1);
+  CHECK(another != handle);
+  (void)Delivered(guest, 0);
+  guest.SubmitTrapped(0, Move(2, another));
+  CHECK(WaitFor([&] { return Status(rig, 2) == 1; }));
+  CHECK(WaitFor([&] { return Delivered(guest, 0x41) >= 1; }));
+}
+
 TEST_CASE("vfio back end: trapped in front of pages that a device process reads") {
   HostRig rig({.portal = PortalMode::kPolled});
   REQUIRE(rig.Open() == "");
@@ -124,8 +153,8 @@ TEST_CASE("vfio back end: two guests: one resets as it likes, the other goes on"
   REQUIRE(rig.Open() == "");
   GuestDsa one(rig, {.queues = 2, .size = 16}, {.wqs = 2, .wq_size = 16}, PortalMode::kDirect);
   GuestDsa two(rig, {.queues = 1, .size = 16}, kOneQueue, PortalMode::kDirect);
-  CHECK(one.backend->lease().queues == std::vector<std::uint32_t>{0, 1});
-  CHECK(two.backend->lease().queues == std::vector<std::uint32_t>{2});
+  CHECK(one.backend.lease().queues == std::vector<std::uint32_t>{0, 1});
+  CHECK(two.backend.lease().queues == std::vector<std::uint32_t>{2});
   // Its vector is the device's third, whose name the guest has to ask for.
   CHECK(two.vdev->backend().caps().named_handles);
   REQUIRE(one.Enable(0) == 0);
@@ -241,10 +270,10 @@ TEST_CASE("vfio back end: quiesced, submissions wait, and the state carries them
     to.vdev->Quiesce();
     siov::BackendState wrong = state.backend;
     wrong.queues[0].config.size = 17;
-    CHECK(to.backend->Restore(wrong).error().code == Errc::kBadFormat);
+    CHECK(to.backend.Restore(wrong).error().code == Errc::kBadFormat);
     wrong.queues.clear();
-    CHECK(to.backend->Restore(wrong).error().code == Errc::kBadFormat);
-    REQUIRE(to.backend->Restore(state.backend).has_value());
+    CHECK(to.backend.Restore(wrong).error().code == Errc::kBadFormat);
+    REQUIRE(to.backend.Restore(state.backend).has_value());
     CHECK(Status(rig, 0) == 0);
     to.vdev->Resume();
   }

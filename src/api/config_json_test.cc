@@ -20,7 +20,7 @@ TEST_CASE("json: every field reaches the configuration") {
     "nets": [{"tap": "t0", "mac": "02:00:00:00:00:01", "mtu": 9000, "queue_pairs": 2, "offload": false}, {"fd": 7}],
     "vsock": {"cid": 5, "socket": "/run/v"},
     "console": {"mode": "file", "path": "log"}, "serial": {"mode": "pty"},
-    "rng": false, "transport": "mmio", "io_threads": 2, "pit": true, "metrics": "m", "hotplug_ports": 5,
+    "rng": false, "transport": "mmio", "io_threads": 2, "pit": true, "movdir64b": false, "metrics": "m", "hotplug_ports": 5,
     "control": "ctl"
   })",
                     "vm.json", c));
@@ -51,6 +51,7 @@ TEST_CASE("json: every field reaches the configuration") {
   CHECK(c.transport == Transport::kMmio);
   CHECK(c.io_threads == 2);
   CHECK(c.pit);
+  CHECK(c.movdir64b == false);
   CHECK(c.hotplug_ports == 5);
   CHECK(c.control == "ctl");
 }

@@ -70,6 +70,13 @@ Fields& Fields::Text(const char* name, std::string& out) {
   return *this;
 }
 
+Fields& Fields::Flag(const char* name, std::optional<bool>& out) {
+  bool value = false;
+  Flag(name, value);
+  if (!failure_.has_value() && object_.contains(name)) out = value;
+  return *this;
+}
+
 Fields& Fields::Flag(const char* name, bool& out) {
   const Json* value = Find(name);
   if (value == nullptr) return *this;

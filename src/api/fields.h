@@ -28,6 +28,7 @@ class Fields {
 
   Fields& Text(const char* name, std::string& out);
   Fields& Flag(const char* name, bool& out);
+  Fields& Flag(const char* name, std::optional<bool>& out);
   // An integer in [low, high].
   Fields& Number(const char* name, std::uint64_t low, std::uint64_t high,
                  const std::function<void(std::uint64_t)>& set);

@@ -62,8 +62,7 @@ constexpr Option kRun[] = {
      "Threads for device I/O; queues of disks and interfaces spread over them (default 1).", true},
     {"pit", "on|off", "An 8254 timer, for guests that calibrate with one (default off).", true},
     {"movdir64b", "on|off",
-     "Tell the guest that its CPU has MOVDIR64B in any case (default: with a vdev, if this\n"
-     "host's CPU has it).",
+     "Whether the guest is told that its CPU has MOVDIR64B (default: if this host's CPU has).",
      true},
     {"hotplug-ports", "N",
      "Slots into which devices can be put while the guest runs, with postern ctl (default 0).",

@@ -135,9 +135,9 @@ struct Config {
   Transport transport = Transport::kPci;
   std::uint32_t io_threads = 1;
   bool pit = false;
-  // Told to guests although this host's KVM does not: for guests that bring the instruction along
-  // themselves (a test's, under a processor without it).
-  bool movdir64b = false;
+  // Whether guests are told of the instruction; as the host's processor has it if nothing is said.
+  // True: for guests that bring it along themselves (a test's, under a processor without it).
+  std::optional<bool> movdir64b;
   std::uint32_t hotplug_ports = 0;  // slots for devices added while the guest runs; PCI alone
   std::string control;  // UNIX socket for `postern ctl`; empty: none. Served by src/api/control.h
   std::string metrics;  // JSON, written when the machine ends and when asked for; empty: none

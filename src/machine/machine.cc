@@ -213,16 +213,15 @@ std::span<const x86_64::CpuidOverride> Machine::Impl::CpuidOverrides() const {
   using Register = x86_64::CpuidOverride::Register;
   static constexpr std::array<x86_64::CpuidOverride, 1> kBoth{
       {{.function = 7, .reg = Register::kEcx, .set = kMovdir64b, .clear = kEnqcmd}}};
-  static constexpr std::array<x86_64::CpuidOverride, 1> kNoEnqcmd{
-      {{.function = 7, .reg = Register::kEcx, .clear = kEnqcmd}}};
+  static constexpr std::array<x86_64::CpuidOverride, 1> kNeither{
+      {{.function = 7, .reg = Register::kEcx, .clear = kMovdir64b | kEnqcmd}}};
   std::uint32_t eax = 0;
   std::uint32_t ebx = 0;
   std::uint32_t ecx = 0;
   std::uint32_t edx = 0;
   const bool host_has =
       __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (ecx & kMovdir64b) != 0;
-  if (host_has || config.movdir64b) return kBoth;
-  return kNoEnqcmd;
+  return config.movdir64b.value_or(host_has) ? std::span(kBoth) : std::span(kNeither);
 }
 
 Outcome<void> Machine::Impl::MakeVcpus(const kvm::Kvm& kvm,

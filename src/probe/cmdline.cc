@@ -94,6 +94,8 @@ bool ParseWord(std::string_view word, Options& options) {
     return ParseNumber(word, options.queue_depth) && options.queue_depth != 0;
   if (RemovePrefix(word, "size=")) return ParseNumber(word, options.size) && options.size <= 1472;
   if (RemovePrefix(word, "seed=")) return ParseNumber(word, options.seed);
+  if (RemovePrefix(word, "stores="))
+    return ParseNumber(word, options.stores) && (options.stores == 8 || options.stores == 64);
   if (RemovePrefix(word, "descriptors="))
     return ParseNumber(word, options.descriptors) && options.descriptors != 0;
   if (RemovePrefix(word, "ip=")) return ParseIpv4(word, options.ip);

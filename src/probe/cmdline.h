@@ -27,6 +27,7 @@ struct Options {
   uint64_t size = 1400;  // payload bytes of a benchmark packet
   uint64_t seed = 1;
   uint64_t descriptors = 20000;  // of row dsa-run
+  uint64_t stores = 64;          // bytes by which descriptors are stored: 64 (if the CPU can) or 8
   uint32_t ip = 0x0a000202;      // 10.0.2.2
   uint32_t peer = 0x0a000201;    // 10.0.2.1
   bool has_peer = true;          // probe.peer=none: only transmit

@@ -17,10 +17,6 @@ constexpr uint32_t kTags = 8;
 constexpr uint32_t kBlocks = 2;
 constexpr uint32_t kDelta = 10;  // two bytes of offset, eight of data
 
-uint64_t At(const void* memory) {
-  return reinterpret_cast<uint64_t>(memory);
-}
-
 // Tags as a descriptor has them: the reference tag, the mask of the application tag, and that.
 constexpr uint64_t Tags(uint32_t ref, uint16_t mask, uint16_t app) {
   return ref | uint64_t{mask} << 32 | uint64_t{app} << 48;
@@ -95,7 +91,7 @@ class Operations {
   }
   // What `size` bytes at `left` should be.
   bool Same(std::string_view what, const void* left, const void* right, size_t size) {
-    return std::memcmp(left, right, size) == 0 || Fail(what, "wrong bytes at", At(left));
+    return std::memcmp(left, right, size) == 0 || Fail(what, "wrong bytes at", DsaAt(left));
   }
   // Nothing was stored around [at, at + size) of `c`.
   bool Untouched(std::string_view what, const uint8_t* at, uint32_t size) {
@@ -119,23 +115,23 @@ class Operations {
     const auto of_list = [&](unsigned i, DsaOpcode opcode, uint32_t flags) {
       records[i] = {};
       list[i] = {.flags_and_opcode = DsaOp(opcode, flags | kDsaWithRecord),
-                 .record = At(&records[i])};
+                 .record = DsaAt(&records[i])};
       return &list[i];
     };
     DsaDescriptor* const move = of_list(0, DsaOpcode::kMove, 0);
-    move->source = At(a_);
-    move->destination = At(b_);
+    move->source = DsaAt(a_);
+    move->destination = DsaAt(b_);
     move->size = kSize;
     DsaDescriptor* const compare = of_list(1, DsaOpcode::kCompare, DsaFlag::kFence);
-    compare->source = At(a_);
-    compare->destination = At(b_);
+    compare->source = DsaAt(a_);
+    compare->destination = DsaAt(b_);
     compare->size = kSize;
     DsaDescriptor* const fill = of_list(2, DsaOpcode::kFill, 0);
     fill->source = 0x1122334455667788;
-    fill->destination = At(c_);
+    fill->destination = DsaAt(c_);
     fill->size = 64;
     const DsaDescriptor batch{
-        .flags_and_opcode = DsaOp(DsaOpcode::kBatch), .source = At(list), .size = 3};
+        .flags_and_opcode = DsaOp(DsaOpcode::kBatch), .source = DsaAt(list), .size = 3};
     if (!Run("batch", batch)) return false;
     if (record().bytes_completed != 3) return Fail("batch", "done", record().bytes_completed);
     for (unsigned i = 0; i < 3; ++i) {
@@ -163,9 +159,9 @@ class Operations {
     if (before == nullptr) return row_.Fail("no memory");
     *before = {};
     const DsaDescriptor move{.flags_and_opcode = DsaOp(DsaOpcode::kMove, kDsaWithRecord),
-                             .record = At(before),
-                             .source = At(a_),
-                             .destination = At(b_),
+                             .record = DsaAt(before),
+                             .source = DsaAt(a_),
+                             .destination = DsaAt(b_),
                              .size = 4096};
     queue_.Submit(move);
     ++descriptors_;
@@ -179,8 +175,8 @@ class Operations {
     Count();
     uint8_t* const to = c_ + 8 + 5;
     if (!Run("move", {.flags_and_opcode = DsaOp(DsaOpcode::kMove),
-                      .source = At(a_ + 3),
-                      .destination = At(to),
+                      .source = DsaAt(a_ + 3),
+                      .destination = DsaAt(to),
                       .size = kSize})) {
       return false;
     }
@@ -189,8 +185,8 @@ class Operations {
     // Onto itself, 7 bytes further.
     std::memcpy(c_, a_, kSize);
     return Run("overlapping move", {.flags_and_opcode = DsaOp(DsaOpcode::kMove),
-                                    .source = At(a_),
-                                    .destination = At(a_ + 7),
+                                    .source = DsaAt(a_),
+                                    .destination = DsaAt(a_ + 7),
                                     .size = kSize}) &&
            Same("overlapping move", a_ + 7, c_, kSize);
   }
@@ -202,7 +198,7 @@ class Operations {
     uint8_t* const to = c_ + 8 + 1;
     if (!Run("fill", {.flags_and_opcode = DsaOp(DsaOpcode::kFill),
                       .source = kPattern,
-                      .destination = At(to),
+                      .destination = DsaAt(to),
                       .size = kSize})) {
       return false;
     }
@@ -234,8 +230,8 @@ class Operations {
     std::memcpy(b_, a_, kSize);
     return CompareWith("compare",
                        {.flags_and_opcode = DsaOp(DsaOpcode::kCompare),
-                        .source = At(a_),
-                        .destination = At(b_),
+                        .source = DsaAt(a_),
+                        .destination = DsaAt(b_),
                         .size = kSize},
                        b_, 777);
   }
@@ -243,7 +239,7 @@ class Operations {
     Prepare();
     return CompareWith("compare pattern",
                        {.flags_and_opcode = DsaOp(DsaOpcode::kComparePattern),
-                        .source = At(c_),
+                        .source = DsaAt(c_),
                         .destination = 0x5a5a5a5a5a5a5a5a,
                         .size = kSize},
                        c_, 555);
@@ -263,10 +259,10 @@ class Operations {
       std::memcpy(expected + kDelta * i + 2, b_ + size_t{8} * kUnits[i], 8);
     }
     DsaDescriptor create{.flags_and_opcode = DsaOp(DsaOpcode::kCreateDelta),
-                         .source = At(a_),
-                         .destination = At(b_),
+                         .source = DsaAt(a_),
+                         .destination = DsaAt(b_),
                          .size = kWhole,
-                         .specific = {At(c_), 80, 0}};
+                         .specific = {DsaAt(c_), 80, 0}};
     if (!Run("create delta", create)) return false;
     if (record().result != 1) return Fail("create delta", "result", record().result);
     if (static_cast<uint32_t>(record().specific[0]) != sizeof(expected))
@@ -275,8 +271,8 @@ class Operations {
     if (device_.Has(DsaOpcode::kApplyDelta)) {
       Count();
       if (!Run("apply delta", {.flags_and_opcode = DsaOp(DsaOpcode::kApplyDelta),
-                               .source = At(c_),
-                               .destination = At(a_),
+                               .source = DsaAt(c_),
+                               .destination = DsaAt(a_),
                                .size = kWhole,
                                .specific = {sizeof(expected), 0, 0}}) ||
           !Same("apply delta", a_, b_, kWhole)) {
@@ -296,10 +292,10 @@ class Operations {
     Prepare();
     Count();
     return Run("dualcast", {.flags_and_opcode = DsaOp(DsaOpcode::kDualcast),
-                            .source = At(a_),
-                            .destination = At(b_ + 64),
+                            .source = DsaAt(a_),
+                            .destination = DsaAt(b_ + 64),
                             .size = kSize,
-                            .specific = {At(c_ + 64), 0, 0}}) &&
+                            .specific = {DsaAt(c_ + 64), 0, 0}}) &&
            Same("dualcast", b_ + 64, a_, kSize) && Same("dualcast", c_ + 64, a_, kSize) &&
            Untouched("dualcast", c_ + 64, kSize);
   }
@@ -308,7 +304,8 @@ class Operations {
   bool Crc() {
     Prepare();
     Count();
-    DsaDescriptor crc{.flags_and_opcode = DsaOp(DsaOpcode::kCrc), .source = At(a_), .size = kSize};
+    DsaDescriptor crc{
+        .flags_and_opcode = DsaOp(DsaOpcode::kCrc), .source = DsaAt(a_), .size = kSize};
     const uint32_t expected = SumOfA();
     if (!Run("CRC", crc)) return false;
     if (static_cast<uint32_t>(record().specific[0]) != expected)
@@ -319,9 +316,9 @@ class Operations {
     const auto first = static_cast<uint32_t>(record().specific[0]);
     std::memcpy(c_, &first, 4);
     crc.flags_and_opcode |= DsaFlag::kReadSeed;
-    crc.source = At(a_ + 400);
+    crc.source = DsaAt(a_ + 400);
     crc.size = kSize - 400;
-    crc.specific[1] = At(c_);
+    crc.specific[1] = DsaAt(c_);
     if (!Run("CRC with a seed", crc)) return false;
     return static_cast<uint32_t>(record().specific[0]) == expected ||
            Fail("CRC with a seed", "wrong sum", record().specific[0]);
@@ -331,8 +328,8 @@ class Operations {
     Count();
     uint8_t* const to = c_ + 8 + 3;
     if (!Run("copy with CRC", {.flags_and_opcode = DsaOp(DsaOpcode::kCopyCrc),
-                               .source = At(a_),
-                               .destination = At(to),
+                               .source = DsaAt(a_),
+                               .destination = DsaAt(to),
                                .size = kSize})) {
       return false;
     }
@@ -365,8 +362,8 @@ class Operations {
     uint8_t* const expected = a_ + 2048;
     Protect(a_, expected, 100, kApp & ~kMask);
     if (!Run("DIF insert", {.flags_and_opcode = DsaOp(DsaOpcode::kDifInsert),
-                            .source = At(a_),
-                            .destination = At(c_),
+                            .source = DsaAt(a_),
+                            .destination = DsaAt(c_),
                             .size = kPlain,
                             .specific = {0, 0, Tags(100, kMask, kApp)}}) ||
         !Same("DIF insert", c_, expected, kProtected)) {
@@ -380,7 +377,7 @@ class Operations {
     if (!device_.Has(DsaOpcode::kDifCheck)) return true;
     Count();
     const DsaDescriptor check{.flags_and_opcode = DsaOp(DsaOpcode::kDifCheck),
-                              .source = At(c_),
+                              .source = DsaAt(c_),
                               .size = size,
                               .specific = {0, Tags(100, 0x00f0, 0x1234), 0}};
     if (!Run("DIF check", check)) return false;
@@ -396,8 +393,8 @@ class Operations {
     if (!device_.Has(DsaOpcode::kDifStrip)) return true;
     Count();
     return Run("DIF strip", {.flags_and_opcode = DsaOp(DsaOpcode::kDifStrip),
-                             .source = At(c_),
-                             .destination = At(b_),
+                             .source = DsaAt(c_),
+                             .destination = DsaAt(b_),
                              .size = size,
                              .specific = {0, Tags(100, 0x00f0, 0x1234), 0}}) &&
            Same("DIF strip", b_, a_, plain);
@@ -409,8 +406,8 @@ class Operations {
     Protect(a_, expected, 70000, 0x4321);
     return Run("DIF update",
                {.flags_and_opcode = DsaOp(DsaOpcode::kDifUpdate),
-                .source = At(c_),
-                .destination = At(b_),
+                .source = DsaAt(c_),
+                .destination = DsaAt(b_),
                 .size = size,
                 .specific = {0, Tags(100, 0x00f0, 0x1234), Tags(70000, 0, 0x4321)}}) &&
            Same("DIF update", b_, expected, size);
@@ -418,9 +415,9 @@ class Operations {
 
   bool Flush() {
     Count();
-    return Run(
-        "cache flush",
-        {.flags_and_opcode = DsaOp(DsaOpcode::kCacheFlush), .destination = At(a_), .size = kSize});
+    return Run("cache flush", {.flags_and_opcode = DsaOp(DsaOpcode::kCacheFlush),
+                               .destination = DsaAt(a_),
+                               .size = kSize});
   }
 
   DsaDevice& device_;

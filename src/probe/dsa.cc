@@ -2,6 +2,7 @@
 
 #include "src/probe/clock.h"
 #include "src/probe/interrupts.h"
+#include "src/probe/main.h"
 #include "src/probe/paging.h"
 #include "src/probe/virtio.h"
 #include "src/probe/x86.h"
@@ -29,6 +30,8 @@ constexpr uint32_t kCommandInterrupt = 1U << 31;
 constexpr uint32_t kCommandActive = 1U << 31;  // of CMDSTATUS
 constexpr unsigned kCommandShift = 20;
 constexpr uint32_t kErrorInterrupts = 0x3;  // of GENCTRL: software errors, halts
+constexpr uint64_t kErrorsLost = 0x3;       // of SWERROR: valid, overflow
+constexpr uint64_t kOverflowTickMicros = 500;
 constexpr uint32_t kCauseError = 1U << 0;
 constexpr uint32_t kCauseCommand = 1U << 1;
 
@@ -55,6 +58,8 @@ constexpr uint8_t kCapabilityExpress = 0x10;
 constexpr uint64_t kExpressDeviceControl = 8;
 constexpr uint16_t kFunctionReset = 0x8000;
 
+constexpr uint64_t kWholeStore = 64;
+
 DsaTotals g_totals;
 bool g_looked_for_movdir64b;
 bool g_has_movdir64b;
@@ -69,7 +74,8 @@ bool g_has_movdir64b;
 // guest, the instruction ends up with the monitor, which carries it out on portals that it traps,
 // not on memory.
 bool FindMovdir64b() {
-  if (Cpuid(0).eax < 7 || (Cpuid(7).ecx >> 28 & 1) == 0) return false;
+  if (ProbeOptions().stores != kWholeStore || Cpuid(0).eax < 7 || (Cpuid(7).ecx >> 28 & 1) == 0)
+    return false;
   alignas(64) uint64_t from[8];
   alignas(64) uint64_t to[8];
   for (unsigned i = 0; i < 8; ++i) {
@@ -124,32 +130,43 @@ void DsaQueue::Open(uint64_t portal, unsigned size, uint16_t handle, uint8_t vec
 
 void DsaQueue::Submit(const DsaDescriptor& descriptor) {
   ++g_totals.submitted;
-  Store(descriptor);
+  Store(portal_, slot_, descriptor);
 }
 void DsaQueue::SubmitDisabled(const DsaDescriptor& descriptor) {
   ++g_totals.ignored;
-  Store(descriptor);
+  Store(portal_, slot_, descriptor);
 }
 
-void DsaQueue::Store(const DsaDescriptor& descriptor) {
-  const uint64_t slot = portal_ + slot_;
-  slot_ = (slot_ + sizeof(descriptor)) & kSlotMask;
+void DsaQueue::Store(uint64_t portal, uint64_t& slot, const DsaDescriptor& descriptor) {
+  const uint64_t at = portal + slot;
+  slot = (slot + sizeof(descriptor)) & kSlotMask;
   FullBarrier();  // what the descriptor names is there before it is
   if (g_has_movdir64b) {
-    StoreWhole(slot, &descriptor);
+    StoreWhole(at, &descriptor);
     return;
   }
   // The word with the operation last: whoever watches the slot sees a whole descriptor.
   const auto* words = reinterpret_cast<const uint64_t*>(&descriptor);
-  for (unsigned i = 1; i < sizeof(descriptor) / 8; ++i) Write64(slot + uint64_t{8} * i, words[i]);
-  Write64(slot, words[0]);
+  for (unsigned i = 1; i < sizeof(descriptor) / 8; ++i) Write64(at + uint64_t{8} * i, words[i]);
+  Write64(at, words[0]);
+}
+
+void DsaQueue::Prepare(DsaDescriptor& descriptor) {
+  record_ = {};
+  descriptor.flags_and_opcode |= kDsaWithRecord;
+  descriptor.record = DsaAt(&record_);
 }
 
 bool DsaQueue::Run(DsaDescriptor& descriptor) {
-  record_ = {};
-  descriptor.flags_and_opcode |= kDsaWithRecord;
-  descriptor.record = reinterpret_cast<uint64_t>(&record_);
+  Prepare(descriptor);
   Submit(descriptor);
+  return DsaAwait(record_);
+}
+
+bool DsaQueue::RunUnlimited(DsaDescriptor& descriptor) {
+  Prepare(descriptor);
+  ++g_totals.submitted;
+  Store(portal_ - kPage, unlimited_slot_, descriptor);
   return DsaAwait(record_);
 }
 
@@ -344,10 +361,23 @@ bool DsaDevice::TakeError(uint64_t (&words)[4]) {
     seen = now;
     return (causes_ & kCauseError) != 0;
   });
+  ReadError(words);
+  return told;
+}
+
+bool DsaDevice::TakeOverflow(uint64_t (&words)[4]) {
+  const bool told = WaitFor(
+      kRequestMicros, [this] { return (Get64(kSwerror) & kErrorsLost) == kErrorsLost; },
+      kOverflowTickMicros);
+  CollectCauses();
+  ReadError(words);
+  return told;
+}
+
+void DsaDevice::ReadError(uint64_t (&words)[4]) {
   causes_ &= ~kCauseError;
   for (uint32_t i = 0; i < 4; ++i) words[i] = Get64(kSwerror + 8 * i);
-  Set64(kSwerror, words[0] & 3);
-  return told;
+  Set64(kSwerror, words[0] & kErrorsLost);
 }
 
 bool DsaDevice::ResetFunction(Row& row) {
@@ -368,6 +398,22 @@ void DsaDevice::Close() {
   static_cast<void>(Command(DsaCommand::kResetDevice));
   msix_.Close();
   ReleaseVectors(vector_mark_);
+}
+
+bool DsaFailAt(std::string_view what, std::string_view how, uint64_t number, Row& row) {
+  Line reason;
+  return row.Fail(reason.Put(what, ": ", how).view(), number);
+}
+
+bool DsaNoop(std::string_view when, DsaDevice& device, Row& row) {
+  for (unsigned i = 0; i < device.queues(); ++i) {
+    DsaDescriptor noop{.flags_and_opcode = DsaOp(DsaOpcode::kNoop)};
+    DsaQueue& queue = device.queue(i);
+    if (!queue.Run(noop)) return DsaFailAt(when, "no completion in queue", i, row);
+    if (!queue.record().Is(DsaStatus::kSuccess))
+      return DsaFailAt(when, "status", queue.record().status, row);
+  }
+  return true;
 }
 
 }  // namespace postern::probe

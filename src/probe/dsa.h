@@ -131,6 +131,8 @@ class DsaQueue {
   void SubmitDisabled(const DsaDescriptor& descriptor);  // to a queue that ignores it
   // Submits it with record() and waits; false if nothing came.
   bool Run(DsaDescriptor& descriptor);
+  // The same by the queue's unlimited portal, which is the page below.
+  bool RunUnlimited(DsaDescriptor& descriptor);
   [[nodiscard]] const DsaRecord& record() const { return record_; }
 
   [[nodiscard]] unsigned size() const { return size_; }
@@ -138,9 +140,11 @@ class DsaQueue {
   [[nodiscard]] uint32_t interrupts() const;  // so far
 
  private:
-  void Store(const DsaDescriptor& descriptor);
+  void Prepare(DsaDescriptor& descriptor);
+  static void Store(uint64_t portal, uint64_t& slot, const DsaDescriptor& descriptor);
   uint64_t portal_ = 0;
   uint64_t slot_ = 0;
+  uint64_t unlimited_slot_ = 0;
   unsigned size_ = 0;
   uint16_t handle_ = 0;
   uint8_t vector_ = 0;
@@ -183,6 +187,8 @@ class DsaDevice {
               Row& row);
   // True if the device has reported an error since the last time; its words then.
   bool TakeError(uint64_t (&words)[4]);
+  // The same for an error after which there were more (Overflow).
+  bool TakeOverflow(uint64_t (&words)[4]);
 
   [[nodiscard]] unsigned queues() const { return queue_count_; }
   [[nodiscard]] DsaQueue& queue(unsigned index) { return queues_[index]; }
@@ -214,6 +220,7 @@ class DsaDevice {
   bool ConnectInterrupts(Row& row);
   bool OpenQueue(unsigned index, Row& row);
   void CollectCauses();
+  void ReadError(uint64_t (&words)[4]);
 
   PciFunction* function_ = nullptr;
   uint64_t registers_ = 0;
@@ -236,5 +243,13 @@ class DsaDevice {
   uint8_t vector_mark_ = 0;
   uint32_t causes_ = 0;  // seen and not yet taken
 };
+
+inline uint64_t DsaAt(const void* memory) {
+  return reinterpret_cast<uint64_t>(memory);
+}
+// The row fails: WHAT: HOW NUMBER.
+bool DsaFailAt(std::string_view what, std::string_view how, uint64_t number, Row& row);
+// One descriptor that does nothing in each queue completes.
+bool DsaNoop(std::string_view when, DsaDevice& device, Row& row);
 
 }  // namespace postern::probe

@@ -89,13 +89,15 @@ TEST_CASE("command line: defaults, every parameter, and words of others") {
   CHECK(options.peer == 0x0a000201);
   CHECK(options.vsock_port == 1234);
   CHECK(options.descriptors == 20000);
+  CHECK(options.stores == 64);
   CHECK(options.Wants("rng"));
   CHECK(options.unknown.empty());
 
   ParseCommandLine(
       "console=hvc0  probe.mode=blkbench probe.ops=500 probe.qd=8 quiet probe.size=64 "
       "probe.seed=0x10 probe.ip=1.2.3.4 "
-      "probe.peer=none probe.vsock=99 probe.require=blk,net probe.only=net,dsa probe.descriptors=7",
+      "probe.peer=none probe.vsock=99 probe.require=blk,net probe.only=net,dsa probe.descriptors=7 "
+      "probe.stores=8",
       options);
   CHECK(options.unknown.empty());
   CHECK(options.mode == Mode::kBlkBench);
@@ -112,6 +114,7 @@ TEST_CASE("command line: defaults, every parameter, and words of others") {
   CHECK_FALSE(options.Requires("bl"));
   CHECK_FALSE(options.Requires(""));
   CHECK(options.descriptors == 7);
+  CHECK(options.stores == 8);
   CHECK(options.Wants("dsa"));
   CHECK_FALSE(options.Wants("blk"));
 }

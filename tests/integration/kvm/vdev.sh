@@ -29,6 +29,9 @@ drives() {
 }
 
 drives "profile ro, polled" 6 portal=polled 20000
+# By stores of 8 bytes no KVM has an exit for a mapped portal.
+drives "profile ro, polled, plain stores" 6 portal=polled 20000 --stores 8
+expect "profile ro, polled, plain stores: stores that KVM left to Postern" "$(grep -c 'left to Postern' out)" 0
 drives "profile cfg, polled, two queues" 6 portal=polled,profile=cfg,wqs=2 4000
 drives "profile ro, trapped" 6 portal=trapped 400
 # portal=auto is trapped then.
@@ -66,9 +69,9 @@ refused "no socket" 2 "give --socket PATH"
 refused "a file in the socket's place" 2 "exists and is not a socket" --socket file
 refused "a folder that is not there" 1 "check that the directory exists" --socket missing/dsa.sock
 refused "a path too long for a socket" 2 "choose a shorter path" --socket "$(printf 'a%.0s' {1..108})"
-refused "another type" 2 "choose one of: dsa" --socket dsa.sock --type sdxi
+refused "another type" 2 "--type.type: \"sdxi\" is none of: dsa" --socket dsa.sock --type sdxi
 refused "a key that is none" 2 "no such field" --socket dsa.sock --type dsa,colour=red
-refused "no queues" 2 "from 1 to 8" --socket dsa.sock --type dsa,wqs=0
+refused "no queues" 2 "--type.wqs: \"0\" is not a whole number from 1 to 8" --socket dsa.sock --type dsa,wqs=0
 refused "too many queues" 2 "from 1 to 8" --socket dsa.sock --type dsa,wqs=9
 refused "a polled queue that could lose descriptors" 2 "use wq-size=63" --socket dsa.sock --type dsa,portal=polled,wq-size=64
 refused "pages of a device there is none of" 2 "portal=auto" --socket dsa.sock --type dsa,portal=direct

@@ -120,7 +120,10 @@ class StdioBackend final : public StreamBackend {
   [[nodiscard]] bool ReadsWhenFull() const override { return interactive_; }
 
   [[nodiscard]] bool InputPaused() override {
-    if (!interactive_ || Terminal::InForeground(input_.get())) return false;
+    if (!interactive_) return false;
+    const bool foreground = Terminal::InForeground(input_.get());
+    terminal_->Notice(foreground);
+    if (foreground) return false;
     // SIGCONT tells of most returns to the foreground; a shell that only hands over the terminal
     // sends nothing.
     loop().Cancel(background_timer_);

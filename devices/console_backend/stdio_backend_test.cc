@@ -296,6 +296,28 @@ TEST_CASE("stdio console: stopping gives the terminal back, continuing takes it 
   CHECK(pty.Restored());
 }
 
+TEST_CASE("stdio console: raw mode comes with a terminal that is handed over late, in silence") {
+  Pty pty;
+  const pid_t shell = StartSession(pty, [] {
+    return ShellMain([](pid_t monitor) {
+      SleepMs(300);
+      termios now{};
+      tcgetattr(0, &now);
+      if ((now.c_lflag & ICANON) == 0) return 1;  // it is ours so far
+      tcsetpgrp(0, monitor);
+      int status = 0;
+      if (waitpid(monitor, &status, 0) != monitor) return 2;
+      return WIFEXITED(status) && WEXITSTATUS(status) == 7 ? 0 : 3;
+    });
+  });
+  REQUIRE(pty.Shows("ready"));
+  CHECK(pty.Eventually(&Pty::Raw));
+  pty.Type("q");
+  CHECK(pty.Shows("[q]"));
+  pty.Type("\x01x");
+  CHECK(WEXITSTATUS(Wait(shell)) == 0);
+}
+
 TEST_CASE(
     "stdio console: in the background it neither stops nor spins, and reads again in the "
     "foreground") {

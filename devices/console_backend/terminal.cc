@@ -47,7 +47,8 @@ struct State {
   std::array<struct sigaction, kSignals.size()> previous{};
   std::array<bool, kSignals.size()> installed{};
   std::atomic<bool> exists{false};
-  std::atomic<bool> armed{false};  // the terminal is to be given back
+  std::atomic<bool> armed{false};   // the terminal is to be given back
+  std::atomic<bool> is_raw{false};  // as far as we know: another may have it
 };
 
 // NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): signal handlers have no other
@@ -71,8 +72,14 @@ void Apply(const termios& mode) {
 // In the background the terminal is another's, with that one's settings.
 void GiveBack() {
   if (g_state.armed.load(std::memory_order_acquire) && Terminal::InForeground(g_state.fd)) {
+    g_state.is_raw.store(false, std::memory_order_relaxed);
     Apply(g_state.original);
   }
+}
+
+void TakeRaw() {
+  g_state.is_raw.store(true, std::memory_order_relaxed);
+  Apply(g_state.raw);
 }
 
 void OnExit() {
@@ -123,7 +130,7 @@ void OnSignal(int signal) {
     case Role::kNotice:
       if (signal == SIGCONT && g_state.armed.load(std::memory_order_acquire) &&
           Terminal::InForeground(g_state.fd)) {
-        Apply(g_state.raw);
+        TakeRaw();
       }
       Notify();
       break;
@@ -195,15 +202,25 @@ Result<std::unique_ptr<Terminal>> Terminal::Create(int fd) {
   InstallAll();
   if (is_terminal) {
     g_state.armed.store(true, std::memory_order_release);
-    if (InForeground(fd)) Apply(g_state.raw);
+    if (InForeground(fd)) TakeRaw();
   }
   return terminal;
+}
+
+void Terminal::Notice(bool foreground) {
+  if (!foreground) {
+    g_state.is_raw.store(false, std::memory_order_relaxed);
+  } else if (g_state.armed.load(std::memory_order_acquire) &&
+             !g_state.is_raw.load(std::memory_order_relaxed)) {
+    TakeRaw();
+  }
 }
 
 Terminal::~Terminal() {
   RemoveAll();
   GiveBack();
   g_state.armed = false;
+  g_state.is_raw = false;
   g_state.event = -1;
   g_state.fd = -1;
   g_state.exists = false;

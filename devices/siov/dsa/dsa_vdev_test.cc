@@ -6,19 +6,14 @@
 #include <utility>
 #include <vector>
 
-#include "devices/pci/fake_function.h"
 #include "devices/siov/core/fake_backend.h"
-#include "devices/siov/core/vdev.h"
-#include "devices/siov/dsa/dsa_personality.h"
-#include "src/base/event_loop.h"
+#include "devices/siov/dsa/guest_driver.h"
 
 #include <doctest/doctest.h>
 
 namespace postern::dsa {
 namespace {
 
-constexpr std::uint64_t kRegisters = 0xc0100000;
-constexpr std::uint64_t kPortals = 0x4000100000;
 constexpr std::uint16_t kMemory = 0x2, kBusMaster = 0x4;
 constexpr DsaOptions kRo{.wqs = 2, .wq_size = 2};
 
@@ -35,38 +30,12 @@ siov::BackendCaps Caps(bool named_handles) {
   return caps;
 }
 
-struct DsaVdev {
-  explicit DsaVdev(const DsaOptions& options, bool named_handles = false) {
-    const siov::BackendCaps caps = Caps(named_handles);
-    auto own = std::make_unique<siov::FakeBackend>(caps);
-    backend = own.get();
-    vdev = siov::Vdev::Create({.name = "dsa0", .portal = siov::PortalMode::kTrapped},
-                              DsaPersonality::Create(options, caps).value(), std::move(own),
-                              {bridge.platform.interrupts, *loop})
-               .value();
-    where = bridge.root->Add(*vdev).value();
-    Place();
-  }
-  ~DsaVdev() { static_cast<void>(bridge.root->Remove(*vdev)); }
-  DsaVdev(const DsaVdev&) = delete;
-  DsaVdev& operator=(const DsaVdev&) = delete;
+struct DsaVdev : GuestDriver {
+  explicit DsaVdev(const DsaOptions& options, bool named_handles = false)
+      : DsaVdev(std::make_unique<siov::FakeBackend>(Caps(named_handles)), options) {}
 
-  void Place() {
-    bridge.Config<std::uint32_t>(where, pci::kBar0, kRegisters);
-    bridge.Config<std::uint32_t>(where, pci::kBar0 + 8, kPortals & 0xffff'ffff);
-    bridge.Config<std::uint32_t>(where, pci::kBar0 + 12, kPortals >> 32);
-    SetCommand(kMemory | kBusMaster);
-  }
   void SetCommand(std::uint16_t value) {
     bridge.Config<std::uint16_t>(where, pci::kCommand, value);
-  }
-  template <typename U>
-  U Read(std::uint64_t offset) {
-    return bridge.Read<U>(kRegisters + offset);
-  }
-  template <typename U>
-  void Write(std::uint64_t offset, U value) {
-    bridge.Write<U>(kRegisters + offset, value);
   }
   void Turn() {
     for (int i = 0; i < 4; ++i) loop->RunOnce(0);
@@ -85,9 +54,6 @@ struct DsaVdev {
     CHECK(Command(6, 0) == 0);
     Write<std::uint32_t>(dsa_regs::kGenctrl, 3);
   }
-  void FunctionLevelReset() {
-    bridge.Config<std::uint16_t>(where, 0x40 + pci::kExpressDeviceControl, pci::kExpressFlr);
-  }
   siov::VdevState Save() {
     const MutexLock lock(vdev->lock());
     vdev->Quiesce();
@@ -102,11 +68,13 @@ struct DsaVdev {
     return restored.has_value() ? "" : restored.error().op;
   }
 
-  pci::FakeBridge bridge;
-  std::unique_ptr<EventLoop> loop = EventLoop::Create().value();
-  siov::FakeBackend* backend = nullptr;
-  std::unique_ptr<siov::Vdev> vdev;
-  pci::Bdf where;
+  siov::FakeBackend* backend;
+
+ private:
+  DsaVdev(std::unique_ptr<siov::FakeBackend> own, const DsaOptions& options)
+      : DsaVdev(own.get(), own, options) {}
+  DsaVdev(siov::FakeBackend* of, std::unique_ptr<siov::FakeBackend>& own, const DsaOptions& options)
+      : GuestDriver(std::move(own), options, siov::PortalMode::kTrapped), backend(of) {}
 };
 
 }  // namespace
@@ -162,7 +130,7 @@ TEST_CASE("dsa vdev: a function reset under a command") {
   CHECK(f.Command(2) == 0x8000'0000);
   f.FunctionLevelReset();
   f.Turn();
-  f.Place();
+  f.Start();
   CHECK(f.Read<std::uint32_t>(dsa_regs::kGensts) == 0);
   CHECK(f.Read<std::uint32_t>(dsa_regs::kCmdstatus) == 0);
   CHECK(f.Read<std::uint64_t>(dsa_regs::kSwerror) == 0);
@@ -208,7 +176,7 @@ TEST_CASE("dsa vdev: a back end that vanishes, reset or not") {
   f.Turn();
   CHECK(f.Read<std::uint32_t>(dsa_regs::kGensts) == 0xf);
   f.FunctionLevelReset();
-  f.Place();
+  f.Start();
   CHECK(f.Read<std::uint32_t>(dsa_regs::kGensts) == 0xf);
   CHECK(f.Command(5) == 0x03);
 }
